@@ -1,0 +1,189 @@
+"""Shared-memory pages: 64-byte seqlock slots of eight little-endian 64-bit words in a plain mmapped file.
+
+Exactly one writer per page; any number of readers in other containers. Aligned 8-byte stores through
+`memoryview.cast('Q')` are atomic on the platforms Esper runs on (struct.pack_into is not), word 0 is the
+sequence: odd while a write is in progress. Not multiprocessing.SharedMemory: its tracker unlinks on death.
+"""
+
+import contextlib
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+WORDS = 8
+SLOT_BYTES = 8 * WORDS
+MAX_SLOTS = 64
+_READ_TRIES = 1000
+
+
+class PageError(Exception):
+    """The page is missing, too short, or never came to rest while being read."""
+
+
+class Page:
+    """A file of seqlock slots. Word 0 of each slot is the sequence; words 1 to 7 are the caller's."""
+
+    def __init__(self, path: Path, mapping: mmap.mmap, slots: int) -> None:
+        self.path = path
+        self.slots = slots
+        self._mapping = mapping
+        self._view = memoryview(mapping)
+        self.words = self._view.cast("Q")
+
+    @classmethod
+    def create(cls, path: Path, slots: int = 1) -> Self:
+        """Creates or reopens the page for its one writer. An existing page keeps its content."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o660)
+        try:
+            if os.fstat(descriptor).st_size < slots * SLOT_BYTES:
+                os.posix_fallocate(descriptor, 0, slots * SLOT_BYTES)
+            return cls(path, mmap.mmap(descriptor, slots * SLOT_BYTES), slots)
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Opens an existing page read-only. PageError when it is not there yet."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise PageError(f"{path} does not exist yet") from error
+        try:
+            size = os.fstat(descriptor).st_size
+            slots = min(size // SLOT_BYTES, MAX_SLOTS)
+            if slots < 1:
+                raise PageError(f"{path} has {size} bytes, less than one slot of {SLOT_BYTES}")
+            return cls(path, mmap.mmap(descriptor, slots * SLOT_BYTES, prot=mmap.PROT_READ), slots)
+        finally:
+            os.close(descriptor)
+
+    def write(self, slot: int, values: tuple[int, int, int, int, int, int, int]) -> None:
+        """Replaces words 1 to 7 of `slot`; each value is an unsigned 64-bit integer."""
+        base = slot * WORDS
+        words = self.words
+        sequence = words[base] | 1
+        words[base] = sequence
+        for offset, value in enumerate(values, start=base + 1):
+            words[offset] = value
+        words[base] = sequence + 1
+
+    def read(self, slot: int = 0) -> tuple[int, ...]:
+        """Words 1 to 7 of `slot`, from one moment. All zero when nothing was written yet."""
+        base = slot * WORDS
+        words = self.words
+        for _ in range(_READ_TRIES):
+            before = words[base]
+            if before & 1:
+                continue
+            values = tuple(words[base + 1 : base + WORDS])
+            if words[base] == before:
+                return values
+        raise PageError(f"{self.path}: slot {slot} is being written without end (its writer died inside a write)")
+
+    def close(self) -> None:
+        self.words.release()
+        self._view.release()
+        with contextlib.suppress(BufferError):  # somebody still holds a view: the mapping goes with it
+            self._mapping.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """One slot of trainer.page, written by the trainer after every step and by nobody else."""
+
+    step: int
+    epoch: int
+    phase: int
+    """RuntimePhase of esper_leyline.v1."""
+    beat_ns: int
+    """CLOCK_MONOTONIC of the last sign of life."""
+    loss: float
+    total_steps: int
+    pid: int
+    emergency_order: int
+    """Order of the newest emergency signal that the trainer acts on; see EmergencyRecord.order."""
+
+    def words(self) -> tuple[int, int, int, int, int, int, int]:
+        return (
+            self.step,
+            (self.epoch << 32) | self.phase,
+            self.beat_ns,
+            float_bits(self.loss),
+            self.total_steps,
+            self.pid,
+            self.emergency_order,
+        )
+
+    @classmethod
+    def of(cls, words: tuple[int, ...]) -> "Heartbeat":
+        step, epoch_phase, beat_ns, loss, total_steps, pid, order = words
+        return cls(step, epoch_phase >> 32, epoch_phase & 0xFFFFFFFF, beat_ns, bits_float(loss), total_steps, pid, order)
+
+
+EMERGENCY_ORDER_WORD = 1
+"""Index of the word that changes with every signal: the trainer reads this one word per step."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencyRecord:
+    """The emergency page (one slot), written by weatherlight: the newest signal for this pod."""
+
+    term: int
+    seq: int
+    mode: int
+    """EmergencyMode of esper_leyline.v1."""
+    clear: bool
+    attempt: int
+    signal_id: str
+    """32 hex digits."""
+    arrived_ns: int
+    """CLOCK_MONOTONIC when weatherlight verified it."""
+    source: int
+
+    @property
+    def order(self) -> int:
+        """Strictly rising with each signal; 0 = none ever."""
+        return (self.term << 32) | self.seq
+
+    def words(self) -> tuple[int, int, int, int, int, int, int]:
+        high, low = struct.unpack(">QQ", bytes.fromhex(self.signal_id))
+        flags = (self.attempt << 32) | (self.source << 16) | (int(self.clear) << 8) | self.mode
+        body = (self.order, flags, high, low, self.arrived_ns, 0)
+        return (*body, _checksum(body))
+
+    @classmethod
+    def of(cls, words: tuple[int, ...]) -> "EmergencyRecord | None":
+        """None when no signal was ever written. PageError when the checksum does not match."""
+        order, flags, high, low, arrived_ns, _, checksum = words
+        if order == 0:
+            return None
+        if checksum != _checksum(words[:6]):
+            raise PageError("the emergency page's checksum does not match")
+        return cls(
+            term=order >> 32,
+            seq=order & 0xFFFFFFFF,
+            mode=flags & 0xFF,
+            clear=bool((flags >> 8) & 1),
+            attempt=flags >> 32,
+            signal_id=struct.pack(">QQ", high, low).hex(),
+            arrived_ns=arrived_ns,
+            source=(flags >> 16) & 0xFF,
+        )
+
+
+def _checksum(words: tuple[int, ...]) -> int:
+    total = 0x9E3779B97F4A7C15
+    for word in words:
+        total = ((total ^ word) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return total
+
+
+def float_bits(value: float) -> int:
+    return int(struct.unpack("<Q", struct.pack("<d", value))[0])
+
+
+def bits_float(bits: int) -> float:
+    return float(struct.unpack("<d", struct.pack("<Q", bits))[0])

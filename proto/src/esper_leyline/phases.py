@@ -1,0 +1,71 @@
+"""Phases, condition types and the small enums of the resource that both sides use."""
+
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """status.phase: a pure function of conditions, for people and columns."""
+
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    ROLLING_BACK = "RollingBack"
+    RESTARTING = "Restarting"
+    HALTING = "Halting"
+    HALTED = "Halted"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class ConditionType(StrEnum):
+    """All present from the first reconcile."""
+
+    ACCEPTED = "Accepted"
+    SUSPENDED = "Suspended"
+    PODS_READY = "PodsReady"
+    HEALTHY = "Healthy"
+    RECOVERABLE = "Recoverable"
+    ROLLED_BACK = "RolledBack"
+    HALTED = "Halted"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    FINISHED = "Finished"
+
+
+class EmergencyStop(StrEnum):
+    """spec.emergencyStop and the mode of a broadcast, by strength."""
+
+    NONE = "None"
+    FREEZE = "Freeze"
+    CHECKPOINT = "Checkpoint"
+    KILL = "Kill"
+
+
+class HaltSource(StrEnum):
+    SPEC = "Spec"
+    BROADCAST = "Broadcast"
+    RUNTIME = "Runtime"
+    BUDGET = "Budget"
+
+
+class RecoveryKind(StrEnum):
+    """status.lastRecovery.kind; L0 to L3 of the ladder."""
+
+    IN_PROCESS = "InProcess"
+    IN_PLACE = "InPlace"
+    POD_REPLACED = "PodReplaced"
+    NEW_ATTEMPT = "NewAttempt"
+
+
+class FaultKind(StrEnum):
+    """spec.faultInjection[].kind"""
+
+    NON_FINITE_LOSS = "NonFiniteLoss"
+    NON_FINITE_GRADIENT = "NonFiniteGradient"
+    LOSS_SPIKE = "LossSpike"
+    CRASH = "Crash"
+    HANG = "Hang"
+    SLOW_STEP = "SlowStep"
+    KILL_TRAINER = "KillTrainer"

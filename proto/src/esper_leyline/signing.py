@@ -1,0 +1,177 @@
+"""Ed25519 keys per run and role, and signatures over the exact bytes carried.
+
+One seed belongs to the operator; every key is derived from it (HKDF-SHA256 over role, run UID and generation), so
+nothing needs to be stored but the seed. A key id is 16 hex digits of the public key's SHA-256. Public key files may
+hold several keys, one hex line each: that is rotation.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from esper_leyline.v1.bus_pb2 import BusEnvelope
+from esper_leyline.v1.command_pb2 import AdaptationCommand, CommandSecurity, SignedCommand
+from esper_leyline.v1.common_pb2 import BusMessageType, MessagePriority
+
+SEED_BYTES = 32
+MAX_PAYLOAD = 256 * 1024
+_DOMAIN = b"esper.leyline.v1\x00"
+
+
+class Role(StrEnum):
+    """Who signs: one key pair per run and direction."""
+
+    OPERATOR = "operator"
+    """Emergency signals, operator to pods."""
+    REPORT = "report"
+    """Run reports and acknowledgements, weatherlight to operator."""
+    TAMIYO = "tamiyo"
+    """Commands, Tamiyo to Kasmina."""
+
+
+OPERATOR_PUBLIC = "operator.pub"
+REPORT_PRIVATE = "report.key"
+TAMIYO_PRIVATE = "tamiyo.key"
+TAMIYO_PUBLIC = "tamiyo.pub"
+KEY_ITEMS: dict[str, tuple[str, ...]] = {
+    "weatherlight": (REPORT_PRIVATE, OPERATOR_PUBLIC),
+    "kasmina": (TAMIYO_PUBLIC,),
+    "tamiyo": (TAMIYO_PRIVATE,),
+}
+"""Items of the Secret <run>-keys that each container mounts. The trainer mounts none."""
+
+
+class SignatureError(Exception):
+    """A signature that does not count. `reason` is missing_signature, unknown_key_id or invalid_signature."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    private: Ed25519PrivateKey
+    key_id: str
+
+    @classmethod
+    def derive(cls, seed: bytes, run_uid: str, role: Role, generation: int = 1) -> "SigningKey":
+        """The key of `role` in the run, from the operator's seed of at least 32 bytes."""
+        if len(seed) < SEED_BYTES:
+            raise ValueError(f"the key seed has {len(seed)} bytes; at least {SEED_BYTES} are needed")
+        info = _DOMAIN + f"{role}/{run_uid}/{generation}".encode()
+        return cls.of_bytes(HKDF(SHA256(), 32, salt=None, info=info).derive(seed))
+
+    @classmethod
+    def of_bytes(cls, raw: bytes) -> "SigningKey":
+        private = Ed25519PrivateKey.from_private_bytes(raw)
+        return cls(private, key_id_of(private.public_key()))
+
+    @classmethod
+    def from_text(cls, text: str) -> "SigningKey":
+        """From a key file: 64 hex digits."""
+        return cls.of_bytes(bytes.fromhex(text.strip()))
+
+    def to_text(self) -> str:
+        return self.private.private_bytes_raw().hex() + "\n"
+
+    def public_text(self) -> str:
+        return self.private.public_key().public_bytes_raw().hex() + "\n"
+
+
+class Verifier:
+    """Knows the public keys of one role of one run."""
+
+    def __init__(self, keys: Iterable[Ed25519PublicKey]) -> None:
+        self._keys = {key_id_of(key): key for key in keys}
+        if not self._keys:
+            raise ValueError("a verifier needs at least one public key")
+
+    @classmethod
+    def from_text(cls, text: str) -> "Verifier":
+        """From a public key file: one hex line per active key."""
+        return cls(Ed25519PublicKey.from_public_bytes(bytes.fromhex(line)) for line in text.split())
+
+    def check(self, key_id: str, signature: bytes, message: bytes) -> None:
+        """SignatureError unless `signature` over `message` is by the key of that id."""
+        if not signature:
+            raise SignatureError("missing_signature")
+        key = self._keys.get(key_id)
+        if key is None:
+            raise SignatureError("unknown_key_id")
+        try:
+            key.verify(signature, message)
+        except InvalidSignature as error:
+            raise SignatureError("invalid_signature") from error
+
+    def check_envelope(self, envelope: BusEnvelope) -> None:
+        self.check(envelope.key_id, envelope.signature, signed_bytes(envelope))
+
+    def check_command(self, signed: SignedCommand, run_uid: str) -> None:
+        security = signed.security
+        self.check(security.key_id, security.signature, command_bytes(signed.command, security, run_uid))
+
+
+def key_id_of(key: Ed25519PublicKey) -> str:
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def signed_bytes(envelope: BusEnvelope) -> bytes:
+    """What an envelope's signature covers: everything that decides how it is read, and the payload as carried."""
+    return _joined(
+        b"envelope",
+        int(envelope.message_type).to_bytes(4, "big"),
+        envelope.run_uid.encode(),
+        envelope.key_id.encode(),
+        envelope.nonce,
+        envelope.payload,
+    )
+
+
+def command_bytes(command: bytes, security: CommandSecurity, run_uid: str) -> bytes:
+    return _joined(b"command", run_uid.encode(), security.key_id.encode(), security.nonce.encode(), command)
+
+
+def _joined(*parts: bytes) -> bytes:
+    return _DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def seal(
+    payload: bytes,
+    message_type: BusMessageType,
+    *,
+    run_uid: str,
+    key: SigningKey,
+    priority: MessagePriority = MessagePriority.MESSAGE_PRIORITY_NORMAL,
+    correlation_id: str = "",
+) -> BusEnvelope:
+    """A signed envelope around `payload`, at most 256 KiB."""
+    if len(payload) > MAX_PAYLOAD:
+        raise ValueError(f"payload of {len(payload)} bytes; at most {MAX_PAYLOAD}")
+    envelope = BusEnvelope(
+        message_type=message_type,
+        payload=payload,
+        priority=priority,
+        key_id=key.key_id,
+        nonce=os.urandom(16),
+        run_uid=run_uid,
+        correlation_id=correlation_id,
+    )
+    envelope.issued_at.GetCurrentTime()
+    envelope.signature = key.private.sign(signed_bytes(envelope))
+    return envelope
+
+
+def sign_command(command: AdaptationCommand, *, run_uid: str, key: SigningKey) -> SignedCommand:
+    raw = command.SerializeToString()
+    security = CommandSecurity(nonce=os.urandom(16).hex(), key_id=key.key_id)
+    security.issued_at.GetCurrentTime()
+    security.signature = key.private.sign(command_bytes(raw, security, run_uid))
+    return SignedCommand(command=raw, security=security)
