@@ -15,6 +15,7 @@ from esper_leyline.paths import POD, PathLayout
 from esper_leyline.phases import EmergencyStop, HaltSource
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1.report_pb2 import RunReport
+
 from esper_operator.api.v1alpha1 import Spec, Status
 
 Manifest = dict[str, Any]
@@ -273,7 +274,7 @@ class SignalOrder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What to do now. Carried out in this order: children, signal, deletions, job; then one status write, then Events."""
+    """What to do now, in this order: children, signal, deletions, job; then one status write, then Events."""
 
     verdict: Verdict
     children: tuple[Child, ...] = ()

@@ -120,7 +120,9 @@ class Heartbeat:
     @classmethod
     def of(cls, words: tuple[int, ...]) -> "Heartbeat":
         step, epoch_phase, beat_ns, loss, total_steps, pid, order = words
-        return cls(step, epoch_phase >> 32, epoch_phase & 0xFFFFFFFF, beat_ns, bits_float(loss), total_steps, pid, order)
+        return cls(
+            step, epoch_phase >> 32, epoch_phase & 0xFFFFFFFF, beat_ns, bits_float(loss), total_steps, pid, order
+        )
 
 
 EMERGENCY_ORDER_WORD = 1
