@@ -37,6 +37,18 @@ HTTP_PORT = "ESPER_HTTP_PORT"
 LOG_FORMAT = "ESPER_LOG_FORMAT"
 """json or text."""
 
+# Set by the supervisor for the trainer process it starts; never by the operator.
+INCARNATION = "ESPER_INCARNATION"
+"""Starts of this container in this attempt, from 1."""
+TRAINER_START = "ESPER_TRAINER_START"
+"""Starts of the trainer process in this container, from 1."""
+RECOVERY_CAUSE = "ESPER_RECOVERY_CAUSE"
+"""RunReason of the death that this start recovers from; unset for the first start."""
+RECOVERY_DETECTED_NS = "ESPER_RECOVERY_DETECTED_NS"
+"""CLOCK_MONOTONIC when the supervisor noticed that death."""
+RECOVERY_STEP = "ESPER_RECOVERY_STEP"
+"""Last step in the dead trainer's heartbeat."""
+
 RESERVED = frozenset(
     {
         "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK",

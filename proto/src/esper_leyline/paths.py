@@ -56,6 +56,11 @@ TAMIYO_SOCKET = "tamiyo.sock"
 WEATHERLIGHT_STATE = "weatherlight"
 """Directory: report log and applied signals, kept over a restart of weatherlight."""
 
+LAST_WORD = "last-word.json"
+"""The trainer's own account of a failure, taken by the supervisor into the termination message."""
+STACK_DUMP = "stacks.txt"
+"""All-thread dump of a hung trainer, written by faulthandler on SIGUSR1."""
+
 # Below PathLayout.shm.
 SNAPSHOT_PREFIX = "esper-snapshot"
 
