@@ -1,0 +1,51 @@
+# `make` lists the targets.
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: setup
+setup: ## Install everything into .venv
+	@scripts/setup
+
+.PHONY: demo
+demo: setup ## Train, survive a NaN, and show what happened; no cluster needed (about three minutes)
+	@.venv/bin/esper run examples/digits-nan.yaml --fresh --state .esper/demo
+
+.PHONY: test
+test: ## All tests that this machine can run
+	@scripts/test
+
+.PHONY: test-fast
+test-fast: ## Unit, property, integration and repository tests
+	@scripts/test fast
+
+.PHONY: check
+check: setup ## Format, lint, types, layers, generated files, chart
+	@scripts/check
+
+.PHONY: generate
+generate: setup ## Regenerate stubs, CRD and reference pages
+	@scripts/generate
+
+.PHONY: e2e
+e2e: setup ## Cluster tests: on $$KUBECONFIG, else on a kind cluster
+	@. scripts/cluster-env; $(PYTHON) -m pytest -x -v tests/e2e
+
+.PHONY: apiserver
+apiserver: setup ## Tests against a real kube-apiserver without nodes
+	@. scripts/cluster-env; $(PYTHON) -m pytest -v tests/apiserver
+
+.PHONY: bench
+bench: setup ## Print the figures (nothing else should run meanwhile)
+	@scripts/bench
+
+.PHONY: images
+images: ## Build the three images as esper/{operator,sidecar,runtime}:dev
+	@. scripts/cluster-env; scripts/images dev
+
+.PHONY: clean
+clean: ## Remove caches and local runs
+	rm -rf .esper .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis e2e-artifacts
