@@ -1,0 +1,1 @@
+"""The resource EsperTrainingRun: its types, its CRD, its validation. Pure; read v1alpha1 first."""
