@@ -115,6 +115,9 @@ class CommandRejection(StrEnum):
     """Echoes no boundary that this verifier opened."""
     STALE_COMMAND = "stale_command"
     NONCE_REPLAYED = "nonce_replayed"
+    """Nonce or command id were used before."""
+    NONCE_LEDGER_FULL = "nonce_ledger_full"
+    """More commands inside one freshness window than can be remembered; refused rather than one forgotten."""
 
 
 class SignalRejection(StrEnum):

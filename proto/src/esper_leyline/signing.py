@@ -7,6 +7,7 @@ hold several keys, one hex line each: that is rotation.
 
 import hashlib
 import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.command_pb2 import AdaptationCommand, CommandSecurity, SignedCommand
@@ -136,7 +139,21 @@ def signed_bytes(envelope: BusEnvelope) -> bytes:
 
 
 def command_bytes(command: bytes, security: CommandSecurity, run_uid: str) -> bytes:
-    return _joined(b"command", run_uid.encode(), security.key_id.encode(), security.nonce.encode(), command)
+    """What a command's signature covers: the run, all of `security` but the signature, the command as carried."""
+    return _joined(
+        b"command",
+        run_uid.encode(),
+        security.key_id.encode(),
+        security.nonce.encode(),
+        _moment(security.issued_at if security.HasField("issued_at") else None),
+        _moment(security.freshness_window if security.HasField("freshness_window") else None),
+        command,
+    )
+
+
+def _moment(value: Timestamp | Duration | None) -> bytes:
+    """Fixed bytes for a time; none for an absent one, which is not the same as zero."""
+    return b"" if value is None else struct.pack(">qi", value.seconds, value.nanos)
 
 
 def _joined(*parts: bytes) -> bytes:
@@ -169,9 +186,14 @@ def seal(
     return envelope
 
 
-def sign_command(command: AdaptationCommand, *, run_uid: str, key: SigningKey) -> SignedCommand:
+def sign_command(
+    command: AdaptationCommand, *, run_uid: str, key: SigningKey, freshness_ms: int | None = None
+) -> SignedCommand:
+    """Serializes once and signs those bytes. `freshness_ms` asks for a shorter window than the verifier's own."""
     raw = command.SerializeToString()
     security = CommandSecurity(nonce=os.urandom(16).hex(), key_id=key.key_id)
     security.issued_at.GetCurrentTime()
+    if freshness_ms is not None:
+        security.freshness_window.FromMilliseconds(freshness_ms)
     security.signature = key.private.sign(command_bytes(raw, security, run_uid))
     return SignedCommand(command=raw, security=security)
