@@ -16,7 +16,7 @@ from esper_leyline.phases import EmergencyStop, HaltSource
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1.report_pb2 import RunReport
 
-from esper_operator.api.v1alpha1 import Spec, Status
+from esper_operator.api.v1alpha1 import LastFailure, Spec, Status
 
 Manifest = dict[str, Any]
 """A Kubernetes object as it will be sent."""
@@ -97,6 +97,9 @@ class Run:
     status: Status
     """The status as last written; empty at first."""
     problems: tuple[Problem, ...] = ()
+    readable: bool = True
+    """False: parts of the spec do not parse. `spec` then holds the parts that do, placeholders for the rest, and
+    `problems` says which; nothing is ever built from it, but stopping still works."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +152,12 @@ class Pod:
     status_message: str
     containers: tuple[Container, ...]
     """Init (sidecar) and main containers."""
+    job_name: str = ""
+    """Name of the controlling Job, for when that Job is already gone."""
+    started: datetime | None = None
+    """When its node's kubelet accepted it; None while it waits for a place."""
+    config_hash: str = ""
+    """Its annotation esper.dev/config-hash."""
 
     def container(self, name: str) -> Container | None:
         return next((c for c in self.containers if c.name == name), None)
@@ -167,6 +176,8 @@ class Job:
     failed: bool
     failed_reason: str
     failed_message: str
+    owner_uid: str = ""
+    """UID of the controlling run; a copied label does not make a Job ours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,6 +234,8 @@ class Observation:
     """Another live run (namespace/name) that was first on the same claim and subPath; empty when none."""
     resume_uid: str | None = None
     """UID behind checkpoint.resumeFrom.runName; None when unset or not found."""
+    report_cursor: tuple[int, int] | None = None
+    """(attempt, seq) up to which reports were dropped after StatusChange.folded allowed it; None: none were."""
 
     @property
     def job(self) -> Job | None:
@@ -272,6 +285,33 @@ class SignalOrder:
     """For a clear: the signal it lifts. None: a new id."""
 
 
+class Ending(StrEnum):
+    """How an attempt or the run came to an end, where a plan decides so."""
+
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    """The run has failed."""
+    RESTART = "Restart"
+    """The attempt failed; another one follows."""
+    RESUME = "Resume"
+    """The attempt was halted and the halt is lifted; another one follows, which is no restart."""
+    HALTED = "Halted"
+    """The runtime halted by itself; a person decides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """An end that the status must record before anything is deleted or created because of it."""
+
+    ending: Ending
+    next_time: datetime | None = None
+    """RESTART, RESUME: when the next attempt may start."""
+    counted: int = 0
+    """RESTART, FAILED: restarts that count against maxRestarts, with this one."""
+    failure: LastFailure | None = None
+    saved_step: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """What to do now, in this order: children, signal, deletions, job; then one status write, then Events."""
@@ -286,6 +326,8 @@ class Plan:
     touch_pods: str | None = None
     """New value of the config-hash annotation of all pods, so that the kubelet refreshes their mounts."""
     requeue_after_s: float | None = None
+    """Look again after so long at the latest. 0: at once, after this plan is carried out."""
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -317,3 +359,6 @@ class StatusChange:
     """A transition: write at once. Otherwise progress: at most every 10 s per run."""
     changed: bool = True
     """False: equal to what is stored; write nothing."""
+    folded: tuple[int, int] | None = None
+    """Only when nothing changed: reports up to this (attempt, seq) hold no news and may be dropped; hand it back as
+    Observation.report_cursor."""

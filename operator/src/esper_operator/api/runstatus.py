@@ -148,9 +148,9 @@ class CheckpointStatus(StatusModel):
 
 class Restarts(StatusModel):
     total: Count = 0
-    """New attempts because of failures."""
+    """Restarts of any kind: of the trainer in its pod, of the pod, new attempts after failures."""
     counted: Count = 0
-    """Those that count against restart.maxRestarts now."""
+    """New attempts that count against restart.maxRestarts now."""
     in_place: Count = 0
     """Restarts of the trainer inside its pod."""
     last_time: datetime | None = None
@@ -262,8 +262,12 @@ class Status(StatusModel):
     """Rises by one with each new child Job (restart, rollback, resume)."""
     job_name: Annotated[str, StringConstraints(max_length=63)] | None = None
     """Job of the current attempt."""
+    next_attempt_time: datetime | None = None
+    """The current attempt is over; the next one starts at this time at the earliest. Absent while an attempt lasts."""
     start_time: datetime | None = None
     """When the first pod was created."""
+    paused_seconds: Count | None = None
+    """Time spent frozen, halted or suspended so far; activeDeadlineSeconds does not count it."""
     completion_time: datetime | None = None
     """When the run ended."""
     observed_report: ObservedReport | None = None
