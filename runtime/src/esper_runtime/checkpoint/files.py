@@ -1,0 +1,224 @@
+"""Bytes to and from the disk: preallocated, past the page cache where the filesystem allows, digested on the way.
+
+Both directions overlap: worker threads move chunks while the caller's thread computes digests, so that the
+digests cost no time beyond the disk's own.
+"""
+
+import ctypes
+import errno
+import fcntl
+import logging
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import crc32c
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from esper_runtime.checkpoint.manifest import FileDigest
+
+ALIGN = 4096
+CHUNK = 4 * 1024 * 1024
+_BUFFERS = 4
+_WORKERS = 2
+_DIRECT_MIN_BYTES = 64 * 1024
+_REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+log = logging.getLogger(__name__)
+
+
+class Disk:
+    """How to open files on one filesystem. Remembers once that it refuses direct I/O."""
+
+    def __init__(self, *, direct: bool = True) -> None:
+        self.direct = direct and hasattr(os, "O_DIRECT")
+
+    def open(self, path: Path, flags: int, *, direct: bool) -> int:
+        flags |= os.O_CLOEXEC
+        if direct and self.direct:
+            try:
+                return os.open(path, flags | os.O_DIRECT, 0o640)
+            except OSError as error:
+                if error.errno not in _REFUSALS:
+                    raise
+                self._give_up(path)
+                flags &= ~os.O_EXCL  # the refused open may have created it
+        return os.open(path, flags, 0o640)
+
+    def to_buffered(self, descriptor: int, path: Path) -> bool:
+        """Switches an open file to buffered I/O after a refusal; False when it was buffered already."""
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        if not flags & os.O_DIRECT:
+            return False
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        self._give_up(path)
+        return True
+
+    def _give_up(self, path: Path) -> None:
+        if self.direct:
+            log.info("no direct I/O at %s; using the page cache", path.parent)
+        self.direct = False
+
+
+class Digester:
+    """Both checksums of a stream of chunks."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._crc = 0
+        self._xxh = xxhash.xxh3_128()
+
+    def update(self, chunk: Bytes) -> None:
+        self._size += len(chunk)
+        self._crc = crc32c.crc32c(chunk.data, self._crc)
+        self._xxh.update(chunk.data)
+
+    def result(self) -> FileDigest:
+        return FileDigest(size=self._size, crc32c=f"{self._crc:08x}", xxh3_128=self._xxh.hexdigest())
+
+
+def align_up(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+def aligned_buffer(size: int) -> Bytes:
+    """Fresh zeroed memory of at least `size` bytes, page-aligned, in huge pages where there are any."""
+    region = mmap.mmap(-1, max(align_up(size), ALIGN))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            region.madvise(mmap.MADV_HUGEPAGE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a kernel without huge pages
+                raise
+    return np.frombuffer(region, dtype=np.uint8)
+
+
+def write_file(path: Path, parts: Iterable[Bytes], *, size: int, disk: Disk) -> FileDigest:
+    """Creates `path` from `parts` (together `size` bytes), durable on return. OSError leaves a partial file behind."""
+    descriptor = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=size >= _DIRECT_MIN_BYTES)
+    try:
+        _preallocate(descriptor, align_up(size))
+        digest = _pump(descriptor, parts, path, disk)
+        os.ftruncate(descriptor, size)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    assert digest.size == size, f"{path}: announced {size} bytes, wrote {digest.size}"
+    return digest
+
+
+def _pump(descriptor: int, parts: Iterable[Bytes], path: Path, disk: Disk) -> FileDigest:
+    digester = Digester()
+    buffers = [aligned_buffer(CHUNK) for _ in range(_BUFFERS)]
+    in_flight: list[Future[None] | None] = [None] * _BUFFERS
+
+    def free_buffer(turn: int) -> Bytes:
+        waiting = in_flight[turn % _BUFFERS]
+        if waiting is not None:
+            waiting.result()
+        return buffers[turn % _BUFFERS]
+
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="checkpoint-io") as pool:
+        offset = 0
+        for turn, chunk in enumerate(_chunks(parts, free_buffer)):
+            # Direct I/O moves whole blocks; what follows the last byte is cut off by ftruncate.
+            padded = buffers[turn % _BUFFERS][: align_up(len(chunk))]
+            in_flight[turn % _BUFFERS] = pool.submit(_write_at, descriptor, padded, offset, path, disk)
+            digester.update(chunk)
+            offset += len(chunk)
+        for waiting in in_flight:
+            if waiting is not None:
+                waiting.result()
+    return digester.result()
+
+
+def _chunks(parts: Iterable[Bytes], free_buffer: "_FreeBuffer") -> Iterator[Bytes]:
+    """Packs `parts` into full chunks of aligned memory; only the last one is shorter."""
+    turn, used = 0, 0
+    buffer: Bytes | None = None
+    for part in parts:
+        taken = 0
+        while taken < len(part):
+            if buffer is None:
+                buffer, used = free_buffer(turn), 0
+            length = min(CHUNK - used, len(part) - taken)
+            np.copyto(buffer[used : used + length], part[taken : taken + length])
+            used += length
+            taken += length
+            if used == CHUNK:
+                yield buffer
+                buffer = None
+                turn += 1
+    if buffer is not None:
+        yield buffer[:used]
+
+
+def _write_at(descriptor: int, data: Bytes, offset: int, path: Path, disk: Disk) -> None:
+    done = 0
+    while done < len(data):
+        try:
+            done += os.pwrite(descriptor, data[done:].data, offset + done)
+        except OSError as error:
+            if error.errno not in _REFUSALS or not disk.to_buffered(descriptor, path):
+                raise
+
+
+def read_file(path: Path, buffer: Bytes, *, size: int, disk: Disk) -> FileDigest:
+    """Fills `buffer` (from aligned_buffer) with the file's first `size` bytes and digests them.
+
+    A shorter file gives a digest of what is there; the caller compares.
+    """
+    descriptor = disk.open(path, os.O_RDONLY, direct=size >= _DIRECT_MIN_BYTES)
+    digester = Digester()
+    try:
+        # After a buffered write the pages in memory would verify themselves, not the disk.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="checkpoint-io") as pool:
+            reads = [
+                pool.submit(_read_at, descriptor, buffer, start, min(size - start, CHUNK), path, disk)
+                for start in range(0, size, CHUNK)
+            ]
+            for start, read in zip(range(0, size, CHUNK), reads, strict=True):
+                digester.update(buffer[start : start + read.result()])
+    finally:
+        os.close(descriptor)
+    return digester.result()
+
+
+def _read_at(descriptor: int, buffer: Bytes, start: int, length: int, path: Path, disk: Disk) -> int:
+    done = 0
+    while done < length:
+        window = buffer[start + done : min(start + align_up(length), len(buffer))]
+        try:
+            count = os.preadv(descriptor, [window.data], start + done)
+        except OSError as error:
+            if error.errno not in _REFUSALS or not disk.to_buffered(descriptor, path):
+                raise
+            continue
+        if count == 0:
+            break
+        done += count
+    return min(done, length)
+
+
+def _preallocate(descriptor: int, size: int) -> None:
+    """Reserves the space now, so that a full disk is known before the first byte. Skipped where that is unknown."""
+    if size == 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+        error = ctypes.get_errno()
+        if error not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise OSError(error, os.strerror(error))
+
+
+class _FreeBuffer(Protocol):
+    """Type of the callback that hands out the next chunk of memory."""
+
+    def __call__(self, turn: int) -> Bytes: ...

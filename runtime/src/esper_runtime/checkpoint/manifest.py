@@ -1,0 +1,110 @@
+"""manifest.json: what a generation consists of. Written last, so a directory without it is no generation.
+
+The text is canonical: a reader renders what it parsed and compares bytes, so that any change of any byte is
+noticed, the digest of the manifest itself included.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from esper_runtime.checkpoint.errors import CorruptFileError
+
+NAME = "manifest.json"
+VERSION = 1
+MAX_BYTES = 4 * 1024 * 1024
+_DIRECTORY = re.compile(r"gen-(\d{10,})")
+_DIGEST_KEY = "manifest_xxh3_128"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileDigest:
+    """Size in bytes and two independent checksums of one file, as hex."""
+
+    size: int
+    crc32c: str
+    xxh3_128: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """One generation. `number` rises over the whole run; `parent` is the generation before it, None for the first."""
+
+    run_uid: str
+    attempt: int
+    number: int
+    parent: int | None
+    step: int
+    epoch: int
+    created: float
+    """Unix seconds; for people, never for order."""
+    torch: str
+    direct_io: bool
+    verification: str
+    metrics: Mapping[str, float]
+    files: Mapping[str, FileDigest]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files.values())
+
+    def render(self) -> bytes:
+        body = {"version": VERSION, **asdict(self)}
+        return _text({**body, _DIGEST_KEY: xxhash.xxh3_128_hexdigest(_text(body))})
+
+
+def directory_name(number: int) -> str:
+    return f"gen-{number:010d}"
+
+
+def number_of(directory: str) -> int | None:
+    """Generation number in a directory's name; None when it is none of ours."""
+    match = _DIRECTORY.fullmatch(directory)
+    return int(match[1]) if match else None
+
+
+def read(directory: Path, *, run_uid: str, attempt: int, where: str) -> Manifest:
+    """The manifest in `directory`. CorruptFileError (naming `where`/manifest.json) when it is anything but whole."""
+    name = f"{where}/{NAME}"
+    try:
+        with (directory / NAME).open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise CorruptFileError(name, "missing") from error
+    except OSError as error:
+        raise CorruptFileError(name, f"cannot be read: {error}") from error
+    manifest = _parse(raw, name)
+    expected = (run_uid, attempt, number_of(directory.name))
+    if (manifest.run_uid, manifest.attempt, manifest.number) != expected:
+        raise CorruptFileError(
+            name,
+            f"belongs to run {manifest.run_uid}, attempt {manifest.attempt}, generation {manifest.number}: "
+            "moved or copied here",
+        )
+    return manifest
+
+
+def _parse(raw: bytes, name: str) -> Manifest:
+    try:
+        document = json.loads(raw)
+        version = document.pop("version")
+        document.pop(_DIGEST_KEY)
+        if version != VERSION:
+            raise CorruptFileError(name, f"has version {version!r}; this runtime reads {VERSION}")
+        files = {key: FileDigest(**value) for key, value in document.pop("files").items()}
+        manifest = Manifest(**document, files=files)
+        whole = manifest.render() == raw
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(name, f"unreadable ({type(error).__name__}: {error})") from error
+    if not whole:
+        raise CorruptFileError(name, "digest mismatch")
+    return manifest
+
+
+def _text(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()

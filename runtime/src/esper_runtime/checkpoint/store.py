@@ -1,0 +1,481 @@
+"""Generations on the checkpoint volume: written whole or not at all, believed only after every byte verified.
+
+A generation is a directory that appears by one rename after its files, its manifest and the directory itself are on
+the disk. Nothing here touches a live model: loading gives fresh CPU tensors, and the caller copies them in place.
+"""
+
+import errno
+import json
+import logging
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from esper_leyline.runconfig import ResumeFrom, Retention
+from esper_leyline.v1.report_pb2 import CheckpointState
+
+from esper_runtime.checkpoint import manifest as manifests
+from esper_runtime.checkpoint import tensors as safetensors
+from esper_runtime.checkpoint.errors import (
+    CheckpointError,
+    CorruptFileError,
+    NoValidCheckpointError,
+    SaveError,
+    SupersededError,
+)
+from esper_runtime.checkpoint.files import Bytes, Disk, aligned_buffer, read_file, write_file
+from esper_runtime.checkpoint.manifest import FileDigest, Manifest
+from esper_runtime.checkpoint.retention import Generation, best, superfluous
+from esper_runtime.checkpoint.volume import Volume, attempts_below, remove_tree, sync_directory
+
+STATE_FILE = "state.json"
+MAX_CORRUPT_LISTED = 8
+MAX_LOAD_SECONDS = 12.0
+"""A state that cannot be written (and so hardly read) in this time is reported as not feasible."""
+_TEMPORARY = ".tmp-"
+_STEM = re.compile(r"[a-z][a-z0-9_]{0,31}")
+log = logging.getLogger(__name__)
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationData:
+    """One training state to save. The tensors must not change until the save is over."""
+
+    epoch: int
+    step: int
+    tensors: Mapping[str, Tensors]
+    """By file stem (model, optimizer, aux), then by name; all on the CPU."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever JSON can carry; no NaN, no infinity."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What keepBest compares. Values that are not finite are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedGeneration:
+    """A verified training state, in fresh memory."""
+
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    state: Mapping[str, Any]
+    epoch: int
+    step: int
+    attempt: int
+    number: int
+    metrics: Mapping[str, float]
+    corrupt: tuple[str, ...]
+    """Newer files that did not verify, newest first: "a00001/gen-0000000007/model.safetensors: digest mismatch"."""
+
+
+class Store:
+    """Checkpoints of one run as one attempt sees them. Safe for one saving thread beside others that call state()."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        run_uid: str,
+        attempt: int,
+        retention: Retention | None = None,
+        verification: str = "Checksum",
+        clock: Callable[[], float] = time.time,
+        disk: Disk | None = None,
+    ) -> None:
+        if verification not in ("None", "Checksum", "Load"):
+            raise CheckpointError(f"verification is {verification!r}; known are None, Checksum, Load")
+        self.volume = Volume(root, run_uid=run_uid, attempt=attempt)
+        self.retention = retention or Retention()
+        self.verification = verification
+        self._clock = clock
+        self._disk = disk or Disk()
+        self._lock = threading.Lock()
+        self._known: dict[tuple[int, int], Generation] = {}
+        self._corrupt: list[str] = []
+        self._last_error = ""
+        self._last_write_s: float | None = None
+
+    def prepare(self) -> None:
+        """Claims the directory, removes what interrupted saves of this attempt left, and learns what is there.
+
+        CheckpointDirError when the directory cannot be used or another run owns it.
+        """
+        self.volume.claim()
+        for entry in self.volume.attempt_dir.iterdir():
+            if entry.name.startswith(_TEMPORARY):
+                log.info("removing what an interrupted save left: %s", entry)
+                remove_tree(entry)
+        for attempt, directory in _directories(self.volume.run_dir):
+            self._learn(attempt, directory)
+
+    def _learn(self, attempt: int, directory: Path) -> None:
+        number = manifests.number_of(directory.name)
+        assert number is not None
+        where = f"{directory.parent.name}/{directory.name}"
+        try:
+            found = manifests.read(directory, run_uid=self.volume.run_uid, attempt=attempt, where=where)
+            generation = _generation(found, directory)
+        except CorruptFileError as error:
+            self._note_corrupt(str(error))
+            generation = Generation(
+                attempt=attempt, number=number, step=0, epoch=0, path=directory, size_bytes=0, created=0, corrupt=True
+            )
+        with self._lock:
+            self._known[generation.key] = generation
+
+    # Saving
+
+    def save(self, data: GenerationData) -> Generation:
+        """Writes one generation, verifies it as asked, commits it, then deletes what retention no longer keeps.
+
+        SaveError when that failed; nothing of this save is left then and older generations are untouched.
+        """
+        try:
+            generation = self._save(data)
+        except OSError as error:
+            raise self._failed(data, f"{error}", error.errno) from error
+        except CorruptFileError as error:
+            raise self._failed(data, f"read back wrong: {error}", errno.EIO) from error
+        except SupersededError:
+            raise
+        except CheckpointError as error:
+            raise self._failed(data, str(error), getattr(error, "errno", None)) from error
+        with self._lock:
+            self._last_error = ""
+        return generation
+
+    def _failed(self, data: GenerationData, why: str, number: int | None) -> SaveError:
+        message = f"checkpoint of step {data.step} was not saved: {why}"
+        with self._lock:
+            self._last_error = message
+        return SaveError(message, errno=number, path=self.volume.attempt_dir)
+
+    def _save(self, data: GenerationData) -> Generation:
+        newer = self.volume.superseded_by()
+        if newer is not None:
+            raise SupersededError(f"attempt {newer} owns {self.volume.run_dir}; attempt {self.volume.attempt} is over")
+        number = 1 + max((number for _, number in self._known), default=0)
+        draft = self.volume.attempt_dir / f"{_TEMPORARY}{manifests.directory_name(number)}"
+        final = self.volume.attempt_dir / manifests.directory_name(number)
+        if draft.exists():
+            remove_tree(draft)
+        try:
+            draft.mkdir()
+            begun = time.monotonic()
+            manifest = self._write(draft, number, data)
+            self._last_write_s = time.monotonic() - begun
+            self._verify(draft, manifest, data)
+            sync_directory(draft)
+            draft.rename(final)
+        except (OSError, CheckpointError):
+            shutil.rmtree(draft, onerror=_log_left_behind)
+            raise
+        sync_directory(self.volume.attempt_dir)
+        # With verification None the write protocol itself is trusted, else nothing could ever be deleted.
+        generation = replace(_generation(manifest, final), verified=True)
+        with self._lock:
+            self._known[generation.key] = generation
+        self._retain()
+        return generation
+
+    def _write(self, draft: Path, number: int, data: GenerationData) -> Manifest:
+        files: dict[str, FileDigest] = {}
+        for stem, tensors in data.tensors.items():
+            if not _STEM.fullmatch(stem):
+                raise CheckpointError(f"{stem!r} cannot be a file stem")
+            name = f"{stem}.safetensors"
+            layout = safetensors.Layout(tensors, {"format": "pt"})
+            files[name] = write_file(draft / name, layout.parts(), size=layout.size, disk=self._disk)
+        state = _json_bytes(data.state, "state")
+        files[STATE_FILE] = write_file(draft / STATE_FILE, [_array(state)], size=len(state), disk=self._disk)
+        manifest = Manifest(
+            run_uid=self.volume.run_uid,
+            attempt=self.volume.attempt,
+            number=number,
+            parent=max((number for _, number in self._known), default=None),
+            step=data.step,
+            epoch=data.epoch,
+            created=round(self._clock(), 3),
+            torch=torch.__version__,
+            direct_io=self._disk.direct,
+            verification=self.verification,
+            metrics={name: float(value) for name, value in data.metrics.items() if np.isfinite(value)},
+            files=files,
+        )
+        rendered = manifest.render()
+        write_file(draft / manifests.NAME, [_array(rendered)], size=len(rendered), disk=self._disk)
+        return manifest
+
+    def _verify(self, draft: Path, manifest: Manifest, data: GenerationData) -> None:
+        if self.verification == "None":
+            return
+        where = f"{draft.parent.name}/{draft.name}"
+        content = self._read_all(draft, manifest, where)
+        if self.verification == "Load":
+            loaded, _ = _decode(content, where)
+            for stem, tensors in data.tensors.items():
+                _compare(tensors, loaded.get(stem, {}), f"{where}/{stem}.safetensors")
+
+    def _retain(self) -> None:
+        with self._lock:
+            doomed = superfluous(list(self._known.values()), self.retention)
+        for generation in doomed:
+            hidden = generation.path.with_name(f"{_TEMPORARY}deleted-{generation.path.name}")
+            try:
+                generation.path.rename(hidden)  # one instant: never half a generation under its own name
+                remove_tree(hidden)
+            except OSError as error:
+                log.warning("cannot delete %s: %s", generation.path, error)
+                continue
+            with self._lock:
+                del self._known[generation.key]
+
+    # Loading
+
+    def load_newest(self, resume_from: ResumeFrom | None = None) -> LoadedGeneration | None:
+        """The newest generation of this run that verifies; without any, the one that `resume_from` asks for.
+
+        None when the run has no generation and nothing to resume from. NoValidCheckpointError when there are
+        generations and none verifies, or when resumeFrom names what is not there.
+        """
+        corrupt: list[str] = []
+        candidates = list(reversed(_directories(self.volume.run_dir)))
+        for attempt, directory in candidates:
+            loaded = self._try_load(directory, self.volume.run_uid, attempt, corrupt)
+            if loaded is not None:
+                self._loaded(attempt, loaded)
+                return loaded
+        if candidates:
+            raise NoValidCheckpointError(
+                f"none of {len(candidates)} checkpoints below {self.volume.run_dir} verifies", tuple(corrupt)
+            )
+        return None if resume_from is None else self._resume(resume_from)
+
+    def _resume(self, source: ResumeFrom) -> LoadedGeneration:
+        run_dir = self.volume.root / source.run_uid
+        corrupt: list[str] = []
+        for attempt, directory in self._resume_order(run_dir, source, corrupt):
+            loaded = self._try_load(directory, source.run_uid, attempt, corrupt)
+            if loaded is not None:
+                return loaded
+        asked = "" if source.step is None else f" at step {source.step}"
+        raise NoValidCheckpointError(
+            f"checkpoint.resumeFrom: run {source.run_uid} has no valid checkpoint{asked} below {run_dir}",
+            tuple(corrupt),
+        )
+
+    def _resume_order(self, run_dir: Path, source: ResumeFrom, corrupt: list[str]) -> list[tuple[int, Path]]:
+        """Directories to try, best choice first. Those whose manifest is bad are named in `corrupt`."""
+        found: list[tuple[int, Generation]] = []
+        for attempt, directory in reversed(_directories(run_dir)):
+            where = f"{directory.parent.name}/{directory.name}"
+            try:
+                read = manifests.read(directory, run_uid=source.run_uid, attempt=attempt, where=where)
+            except CorruptFileError as error:
+                self._note_corrupt(str(error))
+                corrupt.append(str(error))
+            else:
+                found.append((attempt, _generation(read, directory)))
+        if source.step is not None:
+            return [(attempt, g.path) for attempt, g in found if g.step == source.step]
+        if source.select == "Best":
+            ranked = best([g for _, g in found], self.retention, len(found))
+            return [(g.attempt, g.path) for g in ranked]
+        return [(attempt, g.path) for attempt, g in found]
+
+    def _try_load(self, directory: Path, run_uid: str, attempt: int, corrupt: list[str]) -> LoadedGeneration | None:
+        where = f"{directory.parent.name}/{directory.name}"
+        try:
+            found = manifests.read(directory, run_uid=run_uid, attempt=attempt, where=where)
+            content = self._read_all(directory, found, where)
+            tensors, state = _decode(content, where)
+        except CorruptFileError as error:
+            log.error("checkpoint does not verify, trying an older one: %s", error)
+            self._note_corrupt(str(error))
+            corrupt.append(str(error))
+            self._mark(directory, attempt, corrupt=True)
+            return None
+        return LoadedGeneration(
+            tensors=tensors,
+            state=state,
+            epoch=found.epoch,
+            step=found.step,
+            attempt=attempt,
+            number=found.number,
+            metrics=found.metrics,
+            corrupt=tuple(corrupt),
+        )
+
+    def _read_all(self, directory: Path, manifest: Manifest, where: str) -> dict[str, Bytes]:
+        return {name: self._read(directory / name, want, f"{where}/{name}") for name, want in manifest.files.items()}
+
+    def _read(self, path: Path, want: FileDigest, where: str) -> Bytes:
+        """All bytes of one file, verified. CorruptFileError otherwise."""
+        try:
+            size = path.stat().st_size
+            if size != want.size:
+                raise CorruptFileError(where, f"has {size} bytes instead of {want.size}")
+            buffer = aligned_buffer(size)
+            digest = read_file(path, buffer, size=size, disk=self._disk)
+        except FileNotFoundError as error:
+            raise CorruptFileError(where, "missing") from error
+        except OSError as error:
+            raise CorruptFileError(where, f"cannot be read: {error}") from error
+        if digest != want:
+            raise CorruptFileError(where, f"digest mismatch: {digest.xxh3_128} instead of {want.xxh3_128}")
+        return buffer[:size]
+
+    def _loaded(self, attempt: int, loaded: LoadedGeneration) -> None:
+        with self._lock:
+            known = self._known.get((attempt, loaded.number))
+            if known is not None:
+                self._known[known.key] = replace(known, verified=True)
+
+    def _mark(self, directory: Path, attempt: int, *, corrupt: bool) -> None:
+        with self._lock:
+            known = self._known.get((attempt, manifests.number_of(directory.name) or 0))
+            if known is not None and known.path == directory:
+                self._known[known.key] = replace(known, corrupt=corrupt, verified=False)
+
+    # Reporting
+
+    def _note_corrupt(self, message: str) -> None:
+        with self._lock:
+            if message not in self._corrupt:
+                self._corrupt = [message, *self._corrupt][:MAX_CORRUPT_LISTED]
+
+    def state(self) -> CheckpointState:
+        """What a report says about checkpoints. last_stall_ms is the trainer's to fill in. Never touches the disk."""
+        with self._lock:
+            sound = sorted((g for g in self._known.values() if not g.corrupt), key=lambda g: g.key)
+            state = CheckpointState(
+                count=len(sound),
+                total_bytes=sum(g.size_bytes for g in sound),
+                last_error=self._last_error,
+                corrupt_files=self._corrupt,
+            )
+            last_write_s = self._last_write_s
+        if not sound:
+            return state
+        state.latest_step = sound[-1].step
+        state.last_saved_time.FromMilliseconds(int(sound[-1].created * 1000))
+        verified = [g for g in sound if g.verified]
+        if verified:
+            state.latest_verified_step = verified[-1].step
+        leader = best(sound, self.retention, 1)
+        if leader:
+            state.best_step = leader[0].step
+        if last_write_s is not None:
+            state.feasible = last_write_s <= MAX_LOAD_SECONDS
+        return state
+
+    # Export
+
+    def export(self, tensors: Tensors, meta: Mapping[str, Any]) -> Path:
+        """Writes the finished model as model.safetensors with model.json beside it; gives their directory.
+
+        The directory appears whole; one of an earlier completion is replaced. SaveError when that failed.
+        """
+        draft = self.volume.run_dir / f"{_TEMPORARY}export-a{self.volume.attempt:05d}"
+        final = self.volume.export_dir
+        try:
+            if draft.exists():
+                remove_tree(draft)
+            draft.mkdir()
+            self._write_export(draft, tensors, meta)
+            if final.exists():
+                aside = final.with_name(f"{_TEMPORARY}export-replaced")
+                if aside.exists():
+                    remove_tree(aside)
+                final.rename(aside)
+                draft.rename(final)
+                remove_tree(aside)
+            else:
+                draft.rename(final)
+            sync_directory(self.volume.run_dir)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise SaveError(f"the model was not exported: {error}", errno=error.errno, path=final) from error
+        return final
+
+    def _write_export(self, draft: Path, tensors: Tensors, meta: Mapping[str, Any]) -> None:
+        layout = safetensors.Layout(tensors, {"format": "pt"})
+        digest = write_file(draft / "model.safetensors", layout.parts(), size=layout.size, disk=self._disk)
+        document = {**meta, "file": "model.safetensors", "size": digest.size, "xxh3_128": digest.xxh3_128}
+        text = _json_bytes(document, "meta")
+        write_file(draft / "model.json", [_array(text)], size=len(text), disk=self._disk)
+        sync_directory(draft)
+
+
+def _directories(run_dir: Path) -> list[tuple[int, Path]]:
+    """(attempt, generation directory) of everything that carries a generation's name, oldest first."""
+    found: list[tuple[int, int, Path]] = []
+    for attempt in attempts_below(run_dir):
+        for entry in (run_dir / f"a{attempt:05d}").iterdir():
+            number = manifests.number_of(entry.name)
+            if number is not None:
+                found.append((attempt, number, entry))
+    return [(attempt, entry) for attempt, _, entry in sorted(found)]
+
+
+def _generation(manifest: Manifest, path: Path) -> Generation:
+    return Generation(
+        attempt=manifest.attempt,
+        number=manifest.number,
+        step=manifest.step,
+        epoch=manifest.epoch,
+        path=path,
+        size_bytes=manifest.size_bytes,
+        created=manifest.created,
+        metrics=dict(manifest.metrics),
+    )
+
+
+def _decode(content: Mapping[str, Bytes], where: str) -> tuple[dict[str, dict[str, torch.Tensor]], Mapping[str, Any]]:
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for name, data in content.items():
+        if name == STATE_FILE:
+            continue
+        try:
+            tensors[name.removesuffix(".safetensors")] = safetensors.parse(data)
+        except safetensors.FormatError as error:
+            raise CorruptFileError(f"{where}/{name}", str(error)) from error
+    try:
+        state = json.loads(content[STATE_FILE].tobytes())
+    except KeyError as error:
+        raise CorruptFileError(f"{where}/{STATE_FILE}", "not in the manifest") from error
+    except ValueError as error:
+        raise CorruptFileError(f"{where}/{STATE_FILE}", f"no JSON: {error}") from error
+    return tensors, state
+
+
+def _compare(wanted: Tensors, loaded: Tensors, where: str) -> None:
+    """Bytes are known to be equal by digest; this compares what they mean."""
+    if wanted.keys() != loaded.keys():
+        raise CorruptFileError(where, "loads with other tensor names")
+    for name, tensor in wanted.items():
+        other = loaded[name]
+        if tensor.dtype != other.dtype or tensor.shape != other.shape:
+            raise CorruptFileError(where, f"tensor {name} loads as {other.dtype} of {list(other.shape)}")
+
+
+def _json_bytes(value: Mapping[str, Any], what: str) -> bytes:
+    try:
+        return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise SaveError(f"{what} is not JSON: {error}") from error
+
+
+def _array(data: bytes) -> Bytes:
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def _log_left_behind(_: Any, path: str, error: Any) -> None:
+    log.warning("cannot remove %s after a failed save: %s", path, error[1])
