@@ -1,0 +1,331 @@
+"""The trainer's side of an epoch boundary: asks Kasmina and Tamiyo for a verified command, and never waits for them.
+
+    boundary = Boundary(run_dir, run_uid=uid, attempt=attempt, restarted=trainer_start > 1)   # once; warms gRPC up
+    result = boundary.exchange(packet)            # after validation; packet without packet_id; <= 12 ms, never raises
+    for change in result.degradations: journal a RuntimeEvent(degradation=change)
+    counters.rejected_commands += len(result.rejections)
+    if result.command is not None: act on it      # verified; NO_OPERATION is a command too; None = train on
+
+The calls run in a thread that lives for one boundary, over channels that do too. So a sidecar that came back is found
+at the next boundary without any back-off, and between boundaries no gRPC thread or channel is there that a fork of
+loader workers could break (unless an answer is late: see `idle`). After the soft deadline training goes on; the
+answer, when it comes within the hard deadline, is used at the next boundary. While one is awaited no other is asked.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from esper_leyline.labels import KASMINA, TAMIYO
+from esper_leyline.paths import KASMINA_SOCKET, TAMIYO_SOCKET
+from esper_leyline.reasons import CommandRejection, RunReason
+from esper_leyline.v1.command_pb2 import AdaptationCommand, CommandType, OpenBoundaryRequest
+from esper_leyline.v1.command_pb2_grpc import KasminaAuthorityServiceStub, TamiyoPolicyServiceStub
+from esper_leyline.v1.report_pb2 import Degradation
+from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
+from google.protobuf.message import DecodeError
+
+SOFT_DEADLINE_S: Final = 0.012
+HARD_DEADLINE_S: Final = 2.0
+PACKET_VERSION: Final = 1
+MAX_MESSAGE: Final = 256
+
+_CHANNEL_OPTIONS: Final = (
+    # Else a new channel would inherit the connection, and the back-off, of the last one.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A repeated SubmitCommand would be refused as a replay.
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", 256 * 1024),
+)
+
+# The generated stubs carry no types.
+_kasmina: Callable[[grpc.Channel], Any] = KasminaAuthorityServiceStub
+_tamiyo: Callable[[grpc.Channel], Any] = TamiyoPolicyServiceStub
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timings:
+    """Milliseconds. None: that part did not end while the trainer waited."""
+
+    open_ms: float | None = None
+    evaluate_ms: float | None = None
+    submit_ms: float | None = None
+    total_ms: float
+    """How long the trainer was held."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundaryResult:
+    """What one boundary brought."""
+
+    command: AdaptationCommand | None
+    """Verified by Kasmina, or None: train on."""
+    late: bool
+    """The command answers an earlier boundary, whose soft deadline it missed."""
+    answered: bool
+    """The sidecars had their say (a command, a rejection or a failure) within the soft deadline."""
+    rejections: tuple[CommandRejection, ...]
+    """Commands that were refused since the last result, by reason."""
+    degradations: tuple[Degradation, ...]
+    """Sidecars whose state changed since the last result."""
+    timings: Timings
+
+
+class Boundary:
+    """Talks to the sidecars of one pod, from one thread of the trainer."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        run_uid: str,
+        attempt: int,
+        restarted: bool = False,
+        soft_deadline_s: float = SOFT_DEADLINE_S,
+        hard_deadline_s: float = HARD_DEADLINE_S,
+    ) -> None:
+        """`restarted`: an earlier trainer may have reported a sidecar as degraded, so the first answer is a change."""
+        self._sockets = _Sockets(kasmina=run_dir / KASMINA_SOCKET, tamiyo=run_dir / TAMIYO_SOCKET)
+        self._run_uid = run_uid
+        self._attempt = attempt
+        self._soft_deadline_s = soft_deadline_s
+        self._hard_deadline_s = hard_deadline_s
+        assumed = None if restarted else False
+        self._degraded: dict[str, bool | None] = {KASMINA: assumed, TAMIYO: assumed}
+        self._awaited: _Conversation | None = None
+        _warm_up(self._sockets.kasmina)
+
+    @property
+    def idle(self) -> bool:
+        """No conversation is going on, so that forking is safe."""
+        return self._awaited is None or not self._awaited.running
+
+    @property
+    def degraded(self) -> frozenset[str]:
+        """Sidecars that did not answer when last asked."""
+        return frozenset(name for name, degraded in self._degraded.items() if degraded)
+
+    def exchange(self, packet: SystemStatePacket) -> BoundaryResult:
+        """One boundary, held for the soft deadline at most. `packet` stays as it is; version, run and id are ours."""
+        started = time.perf_counter()
+        earlier = self._awaited
+        if earlier is not None and not earlier.done.is_set():
+            return self._result((), None, started)
+        asked = _Conversation(
+            _addressed(packet, self._run_uid), self._sockets, attempt=self._attempt, deadline_s=self._hard_deadline_s
+        )
+        asked.start()
+        asked.done.wait(self._soft_deadline_s - (time.perf_counter() - started))
+        answered = asked.done.is_set()
+        self._awaited = None if answered else asked
+        ended = tuple(one for one in (earlier, asked if answered else None) if one is not None)
+        return self._result(ended, asked, started)
+
+    def close(self) -> None:
+        """Gives up on an answer that is still awaited."""
+        if self._awaited is not None:
+            self._awaited.cancel()
+            self._awaited = None
+
+    def _result(
+        self, ended: tuple["_Conversation", ...], asked: "_Conversation | None", started: float
+    ) -> BoundaryResult:
+        """`ended`: conversations whose outcome counts now, oldest first; `asked`: the one of this boundary."""
+        degradations: list[Degradation] = []
+        rejections: list[CommandRejection] = []
+        chosen: tuple[AdaptationCommand, bool] | None = None
+        for one in ended:
+            outcome = one.outcome
+            degradations += self._changes(outcome)
+            rejection, command = _usable(one, outcome, late=one is not asked)
+            if rejection is not None:
+                rejections.append(rejection)
+            # The newest word counts, but a late command that acts is not lost to a newer "nothing to do".
+            if command is not None and (chosen is None or _acts(command) or not _acts(chosen[0])):
+                chosen = command, one is not asked
+        return BoundaryResult(
+            command=chosen[0] if chosen else None,
+            late=chosen[1] if chosen else False,
+            answered=asked in ended,
+            rejections=tuple(rejections),
+            degradations=tuple(degradations),
+            timings=_timings(asked, started),
+        )
+
+    def _changes(self, outcome: "_Outcome") -> list[Degradation]:
+        changes = []
+        for component in (KASMINA, TAMIYO):
+            degraded = component == outcome.failed
+            if not degraded and component not in outcome.answered:
+                continue  # not asked this time: nothing new is known of it
+            if degraded != self._degraded[component]:
+                message = outcome.message if degraded else f"{component} answers"
+                changes.append(
+                    Degradation(component=component, degraded=degraded, reason=RunReason.SIDECAR_DOWN, message=message)
+                )
+                self._degraded[component] = degraded
+        return changes
+
+
+@dataclass(frozen=True, slots=True)
+class _Sockets:
+    kasmina: Path
+    tamiyo: Path
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """How a conversation ended; written by its thread, read by the trainer once `done` is set."""
+
+    command: AdaptationCommand | None = None
+    rejection: CommandRejection | None = None
+    failed: str = ""
+    """The component that gave no answer."""
+    message: str = ""
+    answered: set[str] = field(default_factory=set)
+
+
+class _Conversation:
+    """OpenBoundary, Evaluate, SubmitCommand, one after the other in a thread of its own."""
+
+    def __init__(self, packet: SystemStatePacket, sockets: _Sockets, *, attempt: int, deadline_s: float) -> None:
+        self.done = threading.Event()
+        self.outcome = _Outcome()
+        self.took_ms: dict[str, float] = {}
+        self.started = time.monotonic()
+        self._packet = packet
+        self._sockets = sockets
+        self._attempt = attempt
+        self._deadline = self.started + deadline_s
+        self._channels: list[grpc.Channel] = []
+        self._cancelled = False
+        # A daemon, so that an unanswered call does not keep a trainer that wants to end.
+        self._thread = threading.Thread(target=self._run, name="boundary", daemon=True)
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Ends the calls at once and waits for the thread, which has then nothing left to wait for."""
+        self._cancelled = True
+        for channel in tuple(self._channels):
+            channel.close()
+        self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        component = KASMINA
+        try:
+            kasmina = _kasmina(self._channel(self._sockets.kasmina))
+            packet = self._packet
+            opening = OpenBoundaryRequest(
+                run_uid=packet.training_run_id,
+                attempt=self._attempt,
+                epoch=packet.current_epoch,
+                step=packet.global_step,
+            )
+            packet.packet_id = self._call("open", kasmina.OpenBoundary, opening).packet_id
+            self.outcome.answered.add(KASMINA)
+            component = TAMIYO
+            tamiyo = _tamiyo(self._channel(self._sockets.tamiyo))
+            signed = self._call("evaluate", tamiyo.Evaluate, packet)
+            self.outcome.answered.add(TAMIYO)
+            component = KASMINA
+            verdict = self._call("submit", kasmina.SubmitCommand, signed)
+            self._take(verdict.accepted, verdict.reason, signed.command)
+        except grpc.RpcError as error:
+            self.outcome.answered.discard(component)
+            self.outcome.failed = component
+            self.outcome.message = _explained(component, error)
+        except ValueError:
+            # grpc's word for a call on a closed channel. Anything else is our own mistake and must be seen.
+            if not self._cancelled:
+                raise
+        finally:
+            self.done.set()
+            for channel in self._channels:
+                channel.close()
+
+    def _channel(self, socket: Path) -> grpc.Channel:
+        channel = grpc.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS)
+        self._channels.append(channel)
+        if self._cancelled:
+            channel.close()
+        return channel
+
+    def _call(self, part: str, method: Callable[..., Any], request: Any) -> Any:
+        started = time.perf_counter()
+        answer = method(request, timeout=max(0.001, self._deadline - time.monotonic()))
+        self.took_ms[part] = (time.perf_counter() - started) * 1000.0
+        return answer
+
+    def _take(self, accepted: bool, reason: str, raw: bytes) -> None:
+        if not accepted:
+            known = reason in set(CommandRejection)
+            self.outcome.rejection = CommandRejection(reason) if known else CommandRejection.MALFORMED
+            return
+        try:
+            self.outcome.command = AdaptationCommand.FromString(raw)
+        except DecodeError:
+            self.outcome.rejection = CommandRejection.MALFORMED
+
+
+def _addressed(packet: SystemStatePacket, run_uid: str) -> SystemStatePacket:
+    copy = SystemStatePacket()
+    copy.CopyFrom(packet)
+    copy.version = PACKET_VERSION
+    copy.training_run_id = run_uid
+    return copy
+
+
+def _usable(
+    conversation: _Conversation, outcome: _Outcome, *, late: bool
+) -> tuple[CommandRejection | None, AdaptationCommand | None]:
+    """A late command counts only within its own execution deadline, when it names one."""
+    command = outcome.command
+    if command is None or not late or not command.execution_deadline_ms:
+        return outcome.rejection, command
+    age_ms = (time.monotonic() - conversation.started) * 1000.0
+    return (None, command) if age_ms <= command.execution_deadline_ms else (CommandRejection.STALE_COMMAND, None)
+
+
+def _acts(command: AdaptationCommand) -> bool:
+    return command.command_type != CommandType.COMMAND_TYPE_NO_OPERATION
+
+
+def _timings(asked: _Conversation | None, started: float) -> Timings:
+    took = dict(asked.took_ms) if asked is not None else {}
+    return Timings(
+        open_ms=took.get("open"),
+        evaluate_ms=took.get("evaluate"),
+        submit_ms=took.get("submit"),
+        total_ms=(time.perf_counter() - started) * 1000.0,
+    )
+
+
+def _explained(component: str, error: grpc.RpcError) -> str:
+    code = error.code() if isinstance(error, grpc.Call) else None
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"{component} gave no answer within the hard deadline"
+    details = error.details() if isinstance(error, grpc.Call) else str(error)
+    name = code.name if code is not None else type(error).__name__
+    return f"{component} does not answer: {name}: {details}"[:MAX_MESSAGE]
+
+
+def _warm_up(socket: Path) -> None:
+    """gRPC's first call in a process costs some 30 ms, twice the soft deadline; this one is made before training."""
+    # Its C core would tell standard error about each missing sidecar; we say so once, as a Degradation.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    channel = grpc.insecure_channel(f"unix:{socket}.warm-up", options=_CHANNEL_OPTIONS)
+    with channel, contextlib.suppress(grpc.RpcError):
+        _kasmina(channel).OpenBoundary(OpenBoundaryRequest(), timeout=1.0)
