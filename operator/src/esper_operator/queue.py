@@ -1,0 +1,131 @@
+"""The work queue: each key at most once, one reconcile per key at a time, retries with growing pauses.
+
+Not thread-safe: everything happens in one event loop. Every operation is O(1), or O(log n) for timers.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+
+BASE_RETRY_S = 0.05
+MAX_RETRY_S = 60.0
+JITTER = 0.2
+
+
+@dataclass(slots=True)
+class _Timer:
+    at: float
+    handle: asyncio.TimerHandle
+
+
+class WorkQueue(Generic[K]):
+    def __init__(self, *, jitter: Callable[[], float] = random.random) -> None:
+        """`jitter` gives numbers from 0 to 1."""
+        self._jitter = jitter
+        self._ready: deque[K] = deque()
+        self._since: dict[K, float] = {}
+        """Dirty keys and when they became so; those that are busy are not in `_ready`."""
+        self._busy: dict[K, float] = {}
+        self._timers: dict[K, _Timer] = {}
+        self._failures: dict[K, int] = {}
+        self._wake = asyncio.Event()
+        self.adds = 0
+        self.retries = 0
+
+    def __len__(self) -> int:
+        """Keys that wait for a worker."""
+        return len(self._since)
+
+    def oldest_s(self) -> float:
+        """How long the key that waits longest has waited; 0 when none does."""
+        now = _now()
+        return max((now - since for since in self._since.values()), default=0.0)
+
+    def longest_work_s(self) -> float:
+        now = _now()
+        return max((now - since for since in self._busy.values()), default=0.0)
+
+    def add(self, key: K) -> None:
+        """Makes the key due now. A timer for it is dropped: what it was for is seen by this reconcile."""
+        self._cancel(key)
+        if key in self._since:
+            return
+        self.adds += 1
+        self._since[key] = _now()
+        if key not in self._busy:
+            self._ready.append(key)
+            self._wake.set()
+
+    def add_after(self, key: K, delay_s: float) -> None:
+        """Makes the key due later; of several delays the earliest counts."""
+        if delay_s <= 0:
+            self.add(key)
+            return
+        if key in self._since:
+            return
+        loop = asyncio.get_running_loop()
+        at = loop.time() + delay_s
+        known = self._timers.get(key)
+        if known is not None:
+            if known.at <= at:
+                return
+            known.handle.cancel()
+        self._timers[key] = _Timer(at, loop.call_at(at, self.add, key))
+
+    def retry(self, key: K) -> float:
+        """Makes the key due after a pause that doubles with each failure in a row; returns that pause."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        self.retries += 1
+        delay = min(BASE_RETRY_S * 2.0 ** min(failures, 30), MAX_RETRY_S) * (1 + JITTER * (2 * self._jitter() - 1))
+        self.add_after(key, delay)
+        return delay
+
+    def succeeded(self, key: K) -> None:
+        self._failures.pop(key, None)
+
+    def forget(self, key: K) -> None:
+        """Drops timers and failures of a key that is no more."""
+        self._cancel(key)
+        self._failures.pop(key, None)
+
+    async def get(self) -> K:
+        """The next key; `done` must follow."""
+        while not self._ready:
+            self._wake.clear()
+            await self._wake.wait()
+        key = self._ready.popleft()
+        del self._since[key]
+        self._busy[key] = _now()
+        return key
+
+    def done(self, key: K) -> None:
+        """Ends the work on a key; one that became dirty meanwhile is due again."""
+        del self._busy[key]
+        if key in self._since:
+            self._ready.append(key)
+            self._wake.set()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is due and nothing is being worked on (timers may run)."""
+        return not self._since and not self._busy
+
+    def next_timer_s(self) -> float | None:
+        """Until the first timer; None without one."""
+        first = min((timer.at for timer in self._timers.values()), default=None)
+        return None if first is None else max(first - _now(), 0.0)
+
+    def _cancel(self, key: K) -> None:
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.handle.cancel()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
