@@ -250,7 +250,7 @@ class Notice(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., warning: bool = ...) -> None: ...
 
 class RunReport(_message.Message):
-    __slots__ = ("version", "run_uid", "run", "attempt", "rank", "seq", "time", "pod_name", "node_name", "phase", "progress", "counters", "checkpoint", "heartbeat_age_ms", "degradations", "transition", "recovery", "ack", "failure", "completion", "notice", "saved")
+    __slots__ = ("version", "run_uid", "run", "attempt", "rank", "seq", "time", "pod_name", "node_name", "phase", "progress", "counters", "checkpoint", "heartbeat_age_ms", "degradations", "previous_event_seq", "transition", "recovery", "ack", "failure", "completion", "notice", "saved")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +266,7 @@ class RunReport(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     DEGRADATIONS_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_EVENT_SEQ_FIELD_NUMBER: _ClassVar[int]
     TRANSITION_FIELD_NUMBER: _ClassVar[int]
     RECOVERY_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
@@ -288,6 +289,7 @@ class RunReport(_message.Message):
     checkpoint: CheckpointState
     heartbeat_age_ms: float
     degradations: _containers.RepeatedCompositeFieldContainer[Degradation]
+    previous_event_seq: int
     transition: Transition
     recovery: Recovery
     ack: _emergency_pb2.EmergencyAck
@@ -295,7 +297,7 @@ class RunReport(_message.Message):
     completion: Completion
     notice: Notice
     saved: CheckpointState
-    def __init__(self, version: _Optional[int] = ..., run_uid: _Optional[str] = ..., run: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., seq: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pod_name: _Optional[str] = ..., node_name: _Optional[str] = ..., phase: _Optional[_Union[RuntimePhase, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointState, _Mapping]] = ..., heartbeat_age_ms: _Optional[float] = ..., degradations: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., recovery: _Optional[_Union[Recovery, _Mapping]] = ..., ack: _Optional[_Union[_emergency_pb2.EmergencyAck, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., saved: _Optional[_Union[CheckpointState, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., run_uid: _Optional[str] = ..., run: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., seq: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pod_name: _Optional[str] = ..., node_name: _Optional[str] = ..., phase: _Optional[_Union[RuntimePhase, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointState, _Mapping]] = ..., heartbeat_age_ms: _Optional[float] = ..., degradations: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., previous_event_seq: _Optional[int] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., recovery: _Optional[_Union[Recovery, _Mapping]] = ..., ack: _Optional[_Union[_emergency_pb2.EmergencyAck, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., saved: _Optional[_Union[CheckpointState, _Mapping]] = ...) -> None: ...
 
 class ReportBatch(_message.Message):
     __slots__ = ("envelopes", "last_seq", "first_seq")
