@@ -105,11 +105,13 @@ class Heartbeat:
     pid: int
     emergency_order: int
     """Order of the newest emergency signal that the trainer acts on; see EmergencyRecord.order."""
+    validating: bool = False
+    """True inside validation, where beats without a new step are no hang."""
 
     def words(self) -> tuple[int, int, int, int, int, int, int]:
         return (
             self.step,
-            (self.epoch << 32) | self.phase,
+            (self.epoch << 32) | (int(self.validating) << 16) | self.phase,
             self.beat_ns,
             float_bits(self.loss),
             self.total_steps,
@@ -121,7 +123,15 @@ class Heartbeat:
     def of(cls, words: tuple[int, ...]) -> "Heartbeat":
         step, epoch_phase, beat_ns, loss, total_steps, pid, order = words
         return cls(
-            step, epoch_phase >> 32, epoch_phase & 0xFFFFFFFF, beat_ns, bits_float(loss), total_steps, pid, order
+            step,
+            epoch_phase >> 32,
+            epoch_phase & 0xFFFF,
+            beat_ns,
+            bits_float(loss),
+            total_steps,
+            pid,
+            order,
+            bool((epoch_phase >> 16) & 1),
         )
 
 
