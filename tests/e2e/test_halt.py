@@ -1,0 +1,96 @@
+"""Stopping a run in every way, with and without Redis."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from . import cluster as kit
+
+Start = Callable[..., kit.RunHandle]
+LONG = {"config": {"epochs": 500}}
+
+
+def begin(start: Start, name: str) -> kit.RunHandle:
+    run = start("examples/digits.yaml", name=name, runtime=LONG)
+    run.wait_phase("Running", timeout_s=120)
+    run.wait_step(20)
+    return run
+
+
+def test_freeze_keeps_the_pod_and_stops_stepping(start: Start) -> None:
+    run = begin(start, "frozen")
+    pod = run.pod()
+    run.patch({"emergencyStop": "Freeze"})
+    status = run.wait_phase("Halted", timeout_s=30)
+    assert status["halt"]["acknowledged"] == 1
+    page = "import struct;print(struct.unpack('<8Q',open('/run/esper/trainer.page','rb').read(64))[1])"
+    step = int(run.python(page))
+    time.sleep(3)  # what is tested: that time passes and no step does
+    assert int(run.python(page)) == step
+    assert run.pod() == pod
+    run.patch({"emergencyStop": "None"})
+    run.wait("steps after the freeze", lambda s: s["phase"] == "Running" and s["progress"]["step"] > step, 60)
+    assert run.pod() == pod
+    assert run.status["attempt"] == 1
+
+    run.patch({"emergencyStop": "Kill"})
+    status = run.wait_phase("Halted", timeout_s=60)
+    assert status["halt"]["mode"] == "Kill"
+    kit.until("the pod to end", lambda: all(p["status"]["phase"] != "Running" for p in run.pods()), timeout_s=60)
+
+
+def test_a_halt_arrives_without_redis(start: Start, release: kit.Cluster) -> None:
+    run = begin(start, "no-redis")
+    with kit.redis_away(release):
+        step = run.status["progress"]["step"]
+        run.wait("progress although Redis is away", lambda s: s["progress"]["step"] > step, 60)
+        run.patch({"emergencyStop": "Checkpoint"})
+        status = run.wait_phase("Halted", timeout_s=60)
+        halt = status["halt"]
+        print(f"halt without Redis: acknowledged after {halt['milliseconds']} ms")
+        assert (halt["acknowledged"], halt["expected"]) == (1, 1)
+        assert halt["milliseconds"] <= 2000
+        assert halt["savedStep"] > 0
+    run.patch({"emergencyStop": "None"})
+    run.wait("training again", lambda s: s["phase"] == "Running" and s["progress"]["step"] > halt["savedStep"], 120)
+
+
+def test_suspend_releases_the_pods_and_keeps_the_state(start: Start) -> None:
+    run = begin(start, "suspended")
+    run.wait("a checkpoint", lambda s: s.get("checkpoint", {}).get("latestVerifiedStep"), 120)
+    run.patch({"suspend": True})
+    run.wait_phase("Suspended", timeout_s=120)
+    kit.until("no pod", lambda: not run.pods(), timeout_s=60)
+    saved = run.status["checkpoint"]["latestVerifiedStep"]
+    run.patch({"suspend": False})
+    status = run.wait("training again", lambda s: s["phase"] == "Running" and s["progress"]["step"] > saved, 120)
+    assert status["lastRecovery"]["toStep"] >= saved
+    run.kubectl("delete", "etr", run.name, "--wait=true")
+
+
+def test_a_run_created_halted_starts_halted(start: Start) -> None:
+    run = start("examples/digits.yaml", name="born-halted", emergencyStop="Checkpoint")
+    status = run.wait_phase("Halted", timeout_s=30)
+    assert (status["halt"]["acknowledged"], status["halt"]["expected"]) == (0, 0)
+    assert run.pods() == []
+
+
+@pytest.mark.timeout(300)
+def test_a_broadcast_stops_the_runs_it_names(start: Start, release: kit.Cluster) -> None:
+    run = begin(start, "vision")
+    run.kubectl("label", "etr", run.name, "team=vision")
+    other = start("examples/digits.yaml", name="text", runtime=LONG)
+    other.wait_phase("Running", timeout_s=120)
+    broadcast = (
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: esper-emergency, namespace: esper-system}\n"
+        "data:\n  maintenance: |\n    mode: Freeze\n    selector: team=vision\n    reason: cooling\n  bad: |\n    mode: [\n"
+    )
+    release.kubectl("apply", "-f", "-", stdin=broadcast)
+    try:
+        status = run.wait_phase("Halted", timeout_s=30)
+        assert status["halt"]["source"] == "Broadcast"
+        assert other.phase() == "Running"
+    finally:
+        release.kubectl("-n", kit.SYSTEM, "delete", "configmap", "esper-emergency")
+    run.wait_phase("Running", timeout_s=30)
