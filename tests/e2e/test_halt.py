@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+import yaml
 
 from . import cluster as kit
 
@@ -82,9 +83,16 @@ def test_a_broadcast_stops_the_runs_it_names(start: Start, release: kit.Cluster)
     run.kubectl("label", "etr", run.name, "team=vision")
     other = start("examples/digits.yaml", name="text", runtime=LONG)
     other.wait_phase("Running", timeout_s=120)
-    broadcast = (
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: esper-emergency, namespace: esper-system}\n"
-        "data:\n  maintenance: |\n    mode: Freeze\n    selector: team=vision\n    reason: cooling\n  bad: |\n    mode: [\n"
+    broadcast = yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "esper-emergency", "namespace": kit.SYSTEM},
+            "data": {
+                "maintenance": "mode: Freeze\nselector: team=vision\nreason: cooling\n",
+                "bad": "mode: [\n",
+            },
+        }
     )
     release.kubectl("apply", "-f", "-", stdin=broadcast)
     try:
