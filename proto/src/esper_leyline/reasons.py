@@ -105,6 +105,7 @@ class RunReason(StrEnum):
     COMPLETE = "Complete"
     NOT_FINISHED = "NotFinished"
     NOT_FAILED = "NotFailed"
+    DELETED = "Deleted"
 
 
 class CommandRejection(StrEnum):
