@@ -21,7 +21,16 @@ QUANTITY_PATTERN = (
 """Kubernetes' own, so that kubectl users meet no second notation."""
 QUANTITY_LENGTH = 32
 SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+QUALIFIED_PATTERN = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+)
 LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+ENTRYPOINT_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+MOUNT_PATH_PATTERN = r"^(/[^/:]+)+$"
+DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
+FACTOR_PATTERN = r"^(0(\.[0-9]+)?|1(\.0+)?)$"
+ENV_PATTERN = r"^[A-Za-z_][-A-Za-z0-9_.]*$"
 
 
 def _quantity_text(value: Any) -> Any:
@@ -40,17 +49,22 @@ Quantity = Annotated[
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=SUBDOMAIN_PATTERN)]
 """Name of a Kubernetes object: an RFC 1123 subdomain."""
 LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")]
-QualifiedName = Annotated[
-    str,
-    StringConstraints(
-        min_length=1,
-        max_length=316,
-        pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
-    ),
-]
+QualifiedName = Annotated[str, StringConstraints(min_length=1, max_length=316, pattern=QUALIFIED_PATTERN)]
 """Key of a label or taint, with or without a prefix."""
 
 
+_PATTERN_WORDS = {
+    QUANTITY_PATTERN: "must be a quantity such as 500m, 2 or 4Gi",
+    SUBDOMAIN_PATTERN: "must be a name of small letters, digits, '-' and '.'",
+    LABEL_PATTERN: "must be a name of small letters, digits and '-'",
+    QUALIFIED_PATTERN: "must be name or prefix/name of letters, digits, '-', '_' and '.'",
+    ENTRYPOINT_PATTERN: "must name a function as 'package.module:function'",
+    MOUNT_PATH_PATTERN: "must be an absolute path without ':', empty parts or a '/' at the end",
+    DECIMAL_PATTERN: 'must be a decimal number in quotes, such as "3.0"',
+    FACTOR_PATTERN: 'must be a decimal number from 0 to 1 in quotes, such as "0.5"',
+    ENV_PATTERN: "must be a name of letters, digits, '_', '-' and '.', and not begin with a digit",
+}
+"""What a pattern means, for people."""
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -113,7 +127,7 @@ def _message(model: type[BaseModel], error: ErrorDetails) -> str:
         case "literal_error" | "enum":
             return f"is {shown}; must be one of {context['expected']}"
         case "string_pattern_mismatch":
-            return f"is {shown}; must match {context['pattern']}"
+            return f"is {shown}; {_PATTERN_WORDS.get(context['pattern'], 'must match ' + context['pattern'])}"
         case "string_too_long":
             return f"is longer than {context['max_length']} characters: shorten it"
         case "string_too_short":

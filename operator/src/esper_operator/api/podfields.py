@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints
 
 from esper_operator.api.base import (
     LABEL_PATTERN,
+    MOUNT_PATH_PATTERN,
     Boolean,
     Integer,
     LabelValue,
@@ -24,15 +25,14 @@ from esper_operator.api.base import (
 )
 
 SYSTEM_PATHS = (
-    "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/opt", "/proc", "/root", "/run", "/sbin", "/sys",
-    "/tmp", "/usr", "/var/run",
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt/esper", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp",
+    "/usr", "/var/run",
 )  # fmt: skip
 """Nothing may be mounted at or below these: they hold the image, the kernel's views or the operator's volumes."""
 SYSTEM_PATH_RULE = (
     f"!{list(SYSTEM_PATHS)}.exists(p, self.mountPath == p || self.mountPath.startsWith(p + '/'))",
     "`mountPath` may not be a system path or lie below one; choose one such as /data",
 )
-MOUNT_PATH_PATTERN = r"^(/[^/:]+)+$"
 DOTS_PATTERN = r"(^|/)\\.\\.?(/|$)"
 DOTS_RULES = (
     (f"!self.mountPath.matches('{DOTS_PATTERN}')", "`mountPath` may not contain '.' or '..' as a part"),

@@ -13,6 +13,10 @@ from pydantic import Field, PlainValidator, StringConstraints
 from pydantic.json_schema import WithJsonSchema
 
 from esper_operator.api.base import (
+    DECIMAL_PATTERN,
+    ENTRYPOINT_PATTERN,
+    ENV_PATTERN,
+    FACTOR_PATTERN,
     Boolean,
     FieldError,
     Integer,
@@ -62,7 +66,6 @@ __all__ = [
 
 MAX_CONFIG_BYTES = 64 * 1024
 """Of runtime.config as JSON. The API server cannot bound a free-form field; validate() does."""
-ENTRYPOINT_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 
 AnomalyAction = Literal["Ignore", "Rollback", "Halt"]
 Step = Annotated[Integer, Field(ge=1, le=100_000_000)]
@@ -112,7 +115,7 @@ class EnvVar(Model):
         ),
     )
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z_][-A-Za-z0-9_.]*$")]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=ENV_PATTERN)]
     """Name of the variable; none of the operator's."""
     value: Annotated[str, StringConstraints(max_length=32768)] | None = None
     """The value itself."""
@@ -150,7 +153,7 @@ class Resources(Model):
     limits: Mapping[str, Quantity] = Field(default_factory=dict, max_length=32)
     """Most that the trainer may use; GPUs go here, as nvidia.com/gpu."""
     requests: Mapping[str, Quantity] = Field(default_factory=dict, max_length=32)
-    """What is reserved for the trainer; absent: as the limits, else 500m CPU and 1Gi more than sharedMemorySize."""
+    """What is reserved for the trainer; absent: as the limits, and without those 500m CPU and 1Gi memory."""
 
 
 class Workers(Model):
@@ -265,7 +268,7 @@ class LossSpike(Model):
     """What to do about a loss spike."""
     window_steps: Integer = Field(100, ge=5, le=100_000)
     """Steps that the loss is compared with."""
-    threshold: Annotated[str, StringConstraints(max_length=16, pattern=r"^[0-9]+(\.[0-9]+)?$")] = "3.0"
+    threshold: Annotated[str, StringConstraints(max_length=16, pattern=DECIMAL_PATTERN)] = "3.0"
     """Robust z-score (decimal string) from which a loss counts as a spike."""
     consecutive_steps: Integer = Field(3, ge=1, le=1000)
     """Steps in a row that must be above the threshold."""
@@ -289,7 +292,7 @@ class Rollback(Model):
     """Time that counted rollbacks stay counted."""
     target: Literal["LatestVerified", "BeforeAnomaly", "Best"] = "BeforeAnomaly"
     """Which saved state to go back to."""
-    learning_rate_scale: Annotated[str, StringConstraints(max_length=16, pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$")] = "1.0"
+    learning_rate_scale: Annotated[str, StringConstraints(max_length=16, pattern=FACTOR_PATTERN)] = "1.0"
     """Factor on the learning rate after each rollback (decimal string, at most 1)."""
     skip_batches: Literal["None", "Anomalous"] = "Anomalous"
     """Whether the batches of the anomaly are left out after the rollback."""
