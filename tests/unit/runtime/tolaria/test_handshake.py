@@ -1,0 +1,208 @@
+"""What the trainer makes of answers in time, late, refused and broken; the sidecars are servers in this process."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from esper_leyline.reasons import CommandRejection
+from esper_leyline.v1.command_pb2 import (
+    AdaptationCommand,
+    CommandType,
+    CommandVerdict,
+    OpenBoundaryRequest,
+    OpenBoundaryResponse,
+    SignedCommand,
+)
+from esper_leyline.v1.command_pb2_grpc import (
+    KasminaAuthorityServiceServicer,
+    TamiyoPolicyServiceServicer,
+    add_KasminaAuthorityServiceServicer_to_server,
+    add_TamiyoPolicyServiceServicer_to_server,
+)
+from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
+from esper_runtime.tolaria.handshake import MAX_MESSAGE, Boundary, BoundaryResult
+
+PATIENT_S = 10.0
+HASTY_S = 0.001
+NOTHING = CommandType.COMMAND_TYPE_NO_OPERATION
+ROLLBACK = CommandType.COMMAND_TYPE_ROLLBACK
+OPTIMIZER = CommandType.COMMAND_TYPE_OPTIMIZER
+
+
+class Sidecars(KasminaAuthorityServiceServicer, TamiyoPolicyServiceServicer):
+    """Answers as the test says; `held` keeps Tamiyo's answer back."""
+
+    def __init__(self) -> None:
+        self.command: CommandType = NOTHING
+        self.raw: bytes | None = None
+        self.verdict = CommandVerdict(accepted=True)
+        self.error: tuple[grpc.StatusCode, str] | None = None
+        self.held = threading.Event()
+        self.held.set()
+        self.openings: list[OpenBoundaryRequest] = []
+        self.packets: list[SystemStatePacket] = []
+
+    def OpenBoundary(self, request: OpenBoundaryRequest, context: Any) -> OpenBoundaryResponse:
+        self.openings.append(request)
+        return OpenBoundaryResponse(packet_id=f"packet-{len(self.openings)}")
+
+    def Evaluate(self, request: SystemStatePacket, context: Any) -> SignedCommand:
+        self.packets.append(request)
+        command = AdaptationCommand(version=1, command_id=f"for {request.packet_id}", command_type=self.command)
+        if self.error is not None:
+            context.abort(*self.error)
+        assert self.held.wait(PATIENT_S)
+        return SignedCommand(command=command.SerializeToString() if self.raw is None else self.raw)
+
+    def SubmitCommand(self, request: SignedCommand, context: Any) -> CommandVerdict:
+        return self.verdict
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="esper-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def sidecars(run_dir: Path) -> Iterator[Sidecars]:
+    made = Sidecars()
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+    add_KasminaAuthorityServiceServicer_to_server(made, server)  # type: ignore[no-untyped-call]
+    add_TamiyoPolicyServiceServicer_to_server(made, server)  # type: ignore[no-untyped-call]
+    for name in ("kasmina", "tamiyo"):
+        server.add_insecure_port(f"unix:{run_dir}/{name}.sock")
+    server.start()
+    yield made
+    made.held.set()
+    server.stop(None).wait()
+
+
+class Trainer:
+    """A boundary whose patience the test sets per exchange."""
+
+    def __init__(self, run_dir: Path, **options: float) -> None:
+        self.boundary = Boundary(run_dir, run_uid="run-1", attempt=3, soft_deadline_s=PATIENT_S, **options)  # type: ignore[arg-type]
+        self.epoch = 0
+
+    def exchange(self, patience_s: float = PATIENT_S) -> BoundaryResult:
+        self.boundary._soft_deadline_s = patience_s
+        self.epoch += 1
+        return self.boundary.exchange(SystemStatePacket(current_epoch=self.epoch, global_step=10 * self.epoch))
+
+    def miss(self, sidecars: Sidecars, command: CommandType) -> None:
+        """One boundary whose answer comes after its soft deadline."""
+        sidecars.command = command
+        sidecars.held.clear()
+        missed = self.exchange(HASTY_S)
+        assert (missed.command, missed.answered) == (None, False)
+        sidecars.held.set()
+        deadline = time.monotonic() + PATIENT_S
+        while not self.boundary.idle:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
+@pytest.fixture
+def trainer(run_dir: Path) -> Trainer:
+    return Trainer(run_dir)
+
+
+def test_the_packet_goes_out_with_run_version_and_the_id_that_kasmina_gave(
+    sidecars: Sidecars, trainer: Trainer
+) -> None:
+    result = trainer.exchange()
+    assert sidecars.openings == [OpenBoundaryRequest(run_uid="run-1", attempt=3, epoch=1, step=10)]
+    assert sidecars.packets == [
+        SystemStatePacket(version=1, training_run_id="run-1", packet_id="packet-1", current_epoch=1, global_step=10)
+    ]
+    assert result.command is not None
+    assert result.command.command_id == "for packet-1"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "used", "late"),
+    [
+        pytest.param(ROLLBACK, NOTHING, "for packet-1", True, id="late act is not lost to a newer nothing"),
+        pytest.param(NOTHING, NOTHING, "for packet-2", False, id="of two nothings the newer"),
+        pytest.param(NOTHING, ROLLBACK, "for packet-2", False, id="newer act"),
+        pytest.param(OPTIMIZER, ROLLBACK, "for packet-2", False, id="of two acts the newer"),
+    ],
+)
+def test_a_late_answer_meets_a_newer_one(
+    sidecars: Sidecars, trainer: Trainer, first: CommandType, second: CommandType, used: str, late: bool
+) -> None:
+    trainer.miss(sidecars, first)
+    sidecars.command = second
+    result = trainer.exchange()
+    assert result.command is not None
+    assert (result.command.command_id, result.late, result.answered) == (used, late, True)
+    assert trainer.exchange().late is False  # used once
+
+
+def test_while_an_answer_is_awaited_nobody_is_asked_again(sidecars: Sidecars, trainer: Trainer) -> None:
+    sidecars.held.clear()
+    trainer.exchange(HASTY_S)
+    for _ in range(3):
+        skipped = trainer.exchange()
+        assert (skipped.command, skipped.answered, skipped.timings.open_ms) == (None, False, None)
+    sidecars.held.set()
+    assert len(sidecars.openings) <= 1
+
+
+def test_rejections_in_time_and_late_are_both_counted(sidecars: Sidecars, trainer: Trainer) -> None:
+    sidecars.verdict = CommandVerdict(reason=CommandRejection.STALE_COMMAND)
+    trainer.miss(sidecars, ROLLBACK)
+    sidecars.verdict = CommandVerdict(reason=CommandRejection.NONCE_REPLAYED)
+    result = trainer.exchange()
+    assert result.command is None
+    assert result.rejections == (CommandRejection.STALE_COMMAND, CommandRejection.NONCE_REPLAYED)
+    assert result.degradations == ()
+
+
+def test_a_verdict_in_words_of_another_release_is_still_a_rejection(sidecars: Sidecars, trainer: Trainer) -> None:
+    sidecars.verdict = CommandVerdict(reason="made_up_later")
+    assert trainer.exchange().rejections == (CommandRejection.MALFORMED,)
+
+
+def test_an_accepted_command_that_cannot_be_read_is_not_acted_on(sidecars: Sidecars, trainer: Trainer) -> None:
+    sidecars.raw = b"\xff\xff"
+    result = trainer.exchange()
+    assert result.command is None
+    assert result.rejections == (CommandRejection.MALFORMED,)
+
+
+def test_an_error_of_a_sidecar_degrades_it_once_with_its_words_cut(sidecars: Sidecars, trainer: Trainer) -> None:
+    sidecars.error = grpc.StatusCode.INTERNAL, "out of order " * 50
+    first = trainer.exchange()
+    assert first.answered
+    assert [(one.component, one.degraded) for one in first.degradations] == [("tamiyo", True)]
+    assert first.degradations[0].message.startswith("tamiyo does not answer: INTERNAL: out of order")
+    assert len(first.degradations[0].message) == MAX_MESSAGE
+    assert trainer.exchange().degradations == ()
+    sidecars.error = None
+    assert [(one.component, one.degraded) for one in trainer.exchange().degradations] == [("tamiyo", False)]
+
+
+def test_the_hard_deadline_ends_the_wait_and_names_who_was_silent(sidecars: Sidecars, run_dir: Path) -> None:
+    trainer = Trainer(run_dir, hard_deadline_s=0.2)
+    sidecars.held.clear()
+    result = trainer.exchange()
+    assert 190 < result.timings.total_ms < 2000
+    assert result.timings.open_ms is not None
+    assert result.timings.evaluate_ms is None
+    assert [one.message for one in result.degradations] == ["tamiyo gave no answer within the hard deadline"]
+
+
+def test_an_exchange_needs_no_sidecar_at_all(trainer: Trainer) -> None:
+    result = trainer.exchange()
+    assert result.command is None
+    assert result.answered
+    assert trainer.boundary.degraded == {"kasmina"}
+    trainer.boundary.close()
