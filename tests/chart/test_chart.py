@@ -1,0 +1,159 @@
+"""The chart, rendered by real helm: valid by Kubernetes' own schemas, restricted, no wider than it needs to be."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts/esper"
+VARIANTS: dict[str, list[str]] = {
+    "defaults": [],
+    "external-redis": [
+        "valkey.enabled=false",
+        "redis.external.url=rediss://bus.example:6380/0",
+        "redis.external.username=esper",
+        "redis.external.secretName=bus",
+    ],
+    "no-redis": ["valkey.enabled=false"],
+    "namespaced": ["watchNamespaces={team-a,team-b}", "crds.enabled=false"],
+    "everything": [
+        "replicaCount=2",
+        "networkPolicy.enabled=true",
+        "podDisruptionBudget.enabled=true",
+        "metrics.serviceMonitor.enabled=true",
+        "metrics.podMonitor.enabled=true",
+        "faultInjection.enabled=true",
+        "imagePullSecrets[0].name=pull",
+        "valkey.persistence.enabled=false",
+        "extraEnv[0].name=HTTPS_PROXY",
+        "extraEnv[0].value=proxy:3128",
+    ],
+}
+FOREIGN = {"ServiceMonitor", "PodMonitor"}
+
+pytestmark = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not here")
+
+
+def helm(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["helm", *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+def render(*values: str) -> list[dict[str, Any]]:
+    sets = [word for value in values for word in ("--set", value)]
+    done = helm("template", "esper", str(CHART), "-n", "esper-system", *sets)
+    assert done.returncode == 0, done.stderr
+    return [d for d in yaml.safe_load_all(done.stdout) if d]
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def rendered(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return render(*VARIANTS[request.param])
+
+
+def pod_specs(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for document in documents:
+        if document["kind"] == "Pod":
+            yield document["metadata"]["name"], document["spec"]
+        elif "template" in document.get("spec", {}):
+            yield document["metadata"]["name"], document["spec"]["template"]["spec"]
+
+
+def test_every_object_is_valid_for_kubernetes(rendered: list[dict[str, Any]]) -> None:
+    import kubernetes_validate
+
+    for document in rendered:
+        if document["kind"] not in FOREIGN | {"CustomResourceDefinition"}:
+            kubernetes_validate.validate(document, "1.31", strict=True)
+
+
+def test_pods_meet_the_restricted_standard(rendered: list[dict[str, Any]]) -> None:
+    for name, spec in pod_specs(rendered):
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", name
+        for container in spec["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"]["drop"] == ["ALL"]
+
+
+def test_no_environment_name_is_given_twice(rendered: list[dict[str, Any]]) -> None:
+    """Server-side apply refuses duplicates."""
+    for name, spec in pod_specs(rendered):
+        for container in spec["containers"]:
+            names = [entry["name"] for entry in container.get("env", [])]
+            assert len(names) == len(set(names)), name
+
+
+def test_every_object_carries_the_recommended_labels(rendered: list[dict[str, Any]]) -> None:
+    wanted = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/managed-by"}
+    for document in rendered:
+        if document["kind"] != "CustomResourceDefinition":
+            assert wanted <= set(document["metadata"]["labels"]), document["metadata"]["name"]
+
+
+def test_namespaced_installs_ask_for_no_cluster_role() -> None:
+    documents = render(*VARIANTS["namespaced"], "rbac.aggregate=false")
+    assert {d["kind"] for d in documents} & {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"} == set()
+    assert {d["metadata"]["namespace"] for d in documents if d["kind"] == "Role"} == {
+        "esper-system",
+        "team-a",
+        "team-b",
+    }
+
+
+def test_no_rule_uses_a_wildcard(rendered: list[dict[str, Any]]) -> None:
+    for document in rendered:
+        for rule in document.get("rules", []):
+            assert "*" not in json.dumps(rule)
+
+
+def test_the_crd_can_be_kept_and_left_out() -> None:
+    def crds(*values: str) -> list[dict[str, Any]]:
+        return [d for d in render(*values) if d["kind"] == "CustomResourceDefinition"]
+
+    (kept,) = crds()
+    assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    (removed,) = crds("crds.keep=false")
+    assert "helm.sh/resource-policy" not in removed["metadata"].get("annotations", {})
+    assert crds("crds.enabled=false") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("imag.tag=x", "imag"),
+        ("replicaCount=many", "replicaCount"),
+        ("log.format=xml", "format"),
+        ("redis.external.url=http://x", "url"),
+        ("valkey.replicas=3", "replicas"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(value: str, words: str) -> None:
+    done = helm("template", "esper", str(CHART), "--set", value)
+    assert done.returncode != 0
+    assert words in done.stderr
+
+
+def test_two_buses_at_once_are_refused() -> None:
+    done = helm("template", "esper", str(CHART), "--set", "redis.external.url=redis://x:6379")
+    assert done.returncode != 0
+    assert "valkey.enabled=false" in done.stderr
+
+
+def test_the_operator_accepts_what_the_chart_sets() -> None:
+    """OperatorSettings refuses names that it does not know."""
+    from esper_operator.settings import OperatorSettings
+
+    (deployment,) = [d for d in render(*VARIANTS["external-redis"]) if d["kind"] == "Deployment"]
+    entries = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    settings = OperatorSettings.from_environ({e["name"]: e.get("value", "here") for e in entries})
+    assert settings.bus_url == "rediss://bus.example:6380/0"
+    assert settings.bus_username == "esper"
+    assert settings.sidecar_image.startswith("esper/sidecar:")
