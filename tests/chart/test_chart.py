@@ -147,13 +147,15 @@ def test_two_buses_at_once_are_refused() -> None:
     assert "valkey.enabled=false" in done.stderr
 
 
-def test_the_operator_accepts_what_the_chart_sets() -> None:
-    """OperatorSettings refuses names that it does not know."""
+def test_the_operator_accepts_what_the_chart_sets(tmp_path: Path) -> None:
+    """OperatorSettings refuses names that it does not know, and reads the files that it is told of."""
     from esper_operator.settings import OperatorSettings
 
-    (deployment,) = [d for d in render(*VARIANTS["external-redis"]) if d["kind"] == "Deployment"]
+    (tmp_path / "password").write_text("secret")
+    (deployment,) = [d for d in render() if d["kind"] == "Deployment"]
     entries = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-    settings = OperatorSettings.from_environ({e["name"]: e.get("value", "here") for e in entries})
-    assert settings.bus_url == "rediss://bus.example:6380/0"
-    assert settings.bus_username == "esper"
+    environ = {e["name"]: e.get("value", "here").replace("/etc/esper/bus", str(tmp_path)) for e in entries}
+    settings = OperatorSettings.from_environ(environ)
+    assert settings.bus_url == "redis://esper-valkey.esper-system.svc:6379/0"
+    assert settings.core(b"s" * 32).bus_password == "secret"
     assert settings.sidecar_image.startswith("esper/sidecar:")
