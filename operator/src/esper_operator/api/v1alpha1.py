@@ -334,7 +334,7 @@ class Restart(Model):
     """Whether evictions and preemptions count as restarts."""
     exit_codes: tuple[ExitCodeRule, ...] = Field((), max_length=20, json_schema_extra=listing("atomic"))
     """Actions by exit code of the trainer's container; the first match wins."""
-    termination_grace_period_seconds: Integer = Field(120, ge=0, le=3600)
+    termination_grace_period_seconds: Integer = Field(120, ge=1, le=3600)
     """Time that a stopping pod has to save its state."""
 
 

@@ -1,0 +1,41 @@
+"""The two ConfigMaps of a run: what it is to do, and whether it is to stop."""
+
+from esper_leyline import labels, runconfig
+from esper_leyline.paths import RUN_CONFIG
+
+from esper_operator.build import hashes, names
+from esper_operator.model import Child, Run, WriteMode
+
+
+def run_config(run: Run, resume_uid: str | None) -> Child:
+    """<run>-config: run.json. Follows the spec; the annotation tells pods apart that have not seen the change."""
+    manifest = names.child(
+        run,
+        "v1",
+        "ConfigMap",
+        labels.config_map_name(run.key.name),
+        data={RUN_CONFIG: _render(run, resume_uid)},
+    )
+    manifest["metadata"]["annotations"] = {labels.CONFIG_HASH: config_hash(run)}
+    return Child(manifest=manifest)
+
+
+def config_hash(run: Run) -> str:
+    """Of run.json without the source to resume from, which matters only to a run that has no state yet."""
+    return hashes.short(_render(run, None))
+
+
+def emergency(run: Run) -> Child:
+    """<run>-emergency: made empty; from then on its data belongs to the writer of emergency signals."""
+    name = labels.emergency_config_map_name(run.key.name)
+    return Child(manifest=names.child(run, "v1", "ConfigMap", name), mode=WriteMode.CREATE)
+
+
+def _render(run: Run, resume_uid: str | None) -> str:
+    return runconfig.render(
+        name=run.key.name,
+        namespace=run.key.namespace,
+        uid=run.uid,
+        spec=run.spec.to_dict(),
+        resume_uid=resume_uid,
+    )
