@@ -22,6 +22,8 @@ MANAGED = "app.kubernetes.io/managed-by"
 
 CONFIG_HASH = "esper.dev/config-hash"
 """Annotation on <run>-config and on pods (touched so that the kubelet refreshes mounts at once)."""
+APPLIED_HASH = "esper.dev/applied-hash"
+"""Annotation on children that the operator applies: digest of what it last applied, so that it need not again."""
 SIGNAL = "esper.dev/signal"
 """Annotation on pods: '<term>.<seq>' of the newest emergency signal; the touch of emergency leg 3."""
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"

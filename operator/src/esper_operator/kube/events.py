@@ -1,6 +1,6 @@
-"""Kubernetes Events of a run: posted from the background, each at most once, never too many.
+"""Kubernetes Events: posted from the background, each at most once, never too many.
 
-An Event's name is a hash of what it says and of the point in the run's life at which it says it, so a restarted
+An Event's name is a hash of what it says and of the point in the object's life at which it says it, so a restarted
 operator that repeats one gets AlreadyExists. Losing an Event loses nothing: the status has it all.
 """
 
@@ -26,6 +26,21 @@ RUN_BURST, RUN_PERIOD_S = 10, 30.0
 ALL_BURST, ALL_PERIOD_S = 50, 0.05
 MAX_REMEMBERED = 10_000
 RETRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The object that an Event is about."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+
+    @classmethod
+    def of(cls, run: Run) -> "Subject":
+        return cls(API_VERSION, KIND, run.key.namespace, run.key.name, run.uid)
 
 
 @dataclass(slots=True)
@@ -73,14 +88,14 @@ class EventPoster:
         self._all = Bucket.full(ALL_BURST, ALL_PERIOD_S, monotonic())
         self._said: OrderedDict[str, None] = OrderedDict()
 
-    def post(self, run: Run, record: EventRecord, *, moment: str) -> None:
+    def post(self, subject: Subject, record: EventRecord, *, moment: str) -> None:
         """`moment` tells apart the times at which the same thing may be said again, such as attempt and seq."""
-        event = self._event(run, record, moment)
+        event = self._event(subject, record, moment)
         name = event["metadata"]["name"]
         if name in self._said:
             return
         now = self._monotonic()
-        if not self._bucket(run.uid, now).take(now) or not self._all.take(now):
+        if not self._bucket(subject.uid, now).take(now) or not self._all.take(now):
             self._count("limited")
             return
         try:
@@ -130,14 +145,14 @@ class EventPoster:
                 self._buckets.popitem(last=False)
         return bucket
 
-    def _event(self, run: Run, record: EventRecord, moment: str) -> Object:
-        identity = "\0".join((run.uid, record.reason, record.message, moment))
+    def _event(self, subject: Subject, record: EventRecord, moment: str) -> Object:
+        identity = "\0".join((subject.uid, record.reason, record.message, moment))
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         note = record.message.encode()[:MAX_NOTE].decode(errors="ignore")
         return {
             "apiVersion": EVENTS.api_version,
             "kind": EVENTS.kind,
-            "metadata": {"namespace": run.key.namespace, "name": f"{run.key.name}.{digest}"},
+            "metadata": {"namespace": subject.namespace, "name": f"{subject.name}.{digest}"},
             "eventTime": self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "reportingController": MANAGED_BY,
             "reportingInstance": self._instance[:128],
@@ -146,10 +161,10 @@ class EventPoster:
             "type": "Warning" if record.warning else "Normal",
             "note": note,
             "regarding": {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "namespace": run.key.namespace,
-                "name": run.key.name,
-                "uid": run.uid,
+                "apiVersion": subject.api_version,
+                "kind": subject.kind,
+                "namespace": subject.namespace,
+                "name": subject.name,
+                "uid": subject.uid,
             },
         }

@@ -1,0 +1,206 @@
+"""Carries a Plan out, in a fixed order: children, signal, deletions, Job. Every step may be repeated.
+
+A child is written only when it is not already what it should be. What we wrote is remembered by a digest, in memory
+and in an annotation of the object; so neither a reconcile nor a restarted operator writes anything when nothing
+changed. Nothing that belongs to somebody else is ever touched.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Iterable
+from typing import Any
+
+import orjson
+from esper_leyline.labels import APPLIED_HASH, CONFIG_HASH, KIND
+
+from esper_operator.kube.api import JOBS, PODS, RUNS, KubeApi, Object, Resource, controller_uid, resource_of
+from esper_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError, NotFound
+from esper_operator.model import Applied, Child, Deletion, Observation, Plan, Pod, Run, SignalRecord, WriteMode
+from esper_operator.signals import Signals
+
+MAX_REFUSAL = 1_024
+
+ChildKey = tuple[str, str]
+"""(kind, name)"""
+
+
+class Refused(Exception):
+    """The API server will not take an object of this run as things are; `str()` is for the user."""
+
+
+class Applier:
+    def __init__(self, api: KubeApi, signals: Signals) -> None:
+        self._api = api
+        self._signals = signals
+        self._written: dict[str, dict[ChildKey, str]] = {}
+        """Digest of each child as last written or found, by run UID."""
+
+    def forget(self, uid: str) -> None:
+        self._written.pop(uid, None)
+
+    def doubt(self, uid: str) -> None:
+        """Looks at the children again at the next chance: somebody may have changed or deleted them."""
+        self._written.pop(uid, None)
+
+    async def apply(self, seen: Observation, plan: Plan) -> Applied:
+        """KubeError when something should be tried again. What the server refused for good is in the result."""
+        refused = ""
+        failure: KubeError | None = None
+        try:
+            await _together(self._child(seen.run, child) for child in plan.children)
+        except Refused as error:
+            refused = str(error)
+        except KubeError as error:
+            failure = error
+        record = await self._signal(seen, plan)  # whatever became of the children: somebody wants to stop
+        await _together(self._delete(seen, deletion) for deletion in plan.deletions)
+        if failure is not None:
+            raise failure
+        if plan.touch_pods is not None:
+            await self._touch(seen.pods, plan.touch_pods)
+        if plan.job is not None and not refused:
+            refused = await self._job(seen, plan.job)
+        return Applied(signal=record, refused=refused[:MAX_REFUSAL])
+
+    # --- children ---
+
+    async def _child(self, run: Run, child: Child) -> None:
+        resource, manifest = resource_of(child.manifest), child.manifest
+        key: ChildKey = (resource.kind, manifest["metadata"]["name"])
+        digest = _digest(manifest)
+        written = self._written.setdefault(run.uid, {})
+        known = written.get(key)
+        if known == digest or (known is not None and child.mode is WriteMode.CREATE):
+            return
+        try:
+            if known is not None or not await self._found(run, resource, child, digest):
+                await self._write(run, resource, child, digest)
+        except (Forbidden, Invalid) as error:
+            raise Refused(f"{resource.kind} {key[1]}: {error}") from error
+        written[key] = digest
+
+    async def _found(self, run: Run, resource: Resource, child: Child, digest: str) -> bool:
+        """Whether the server has it as it should be. Refused when it is somebody else's."""
+        manifest = child.manifest
+        metadata = manifest["metadata"]
+        if child.mode is WriteMode.CREATE and run.status.observed_generation is None:
+            return False  # a new run: creating it is the quickest way to find out
+        try:
+            live = await self._api.get(resource, metadata["name"], namespace=metadata["namespace"])
+        except NotFound:
+            return False
+        _check_owner(run, resource, manifest, live)
+        if child.mode is WriteMode.CREATE:
+            return True
+        annotations = live["metadata"].get("annotations") or {}
+        return annotations.get(APPLIED_HASH) == digest and _same_data(manifest, live)
+
+    async def _write(self, run: Run, resource: Resource, child: Child, digest: str) -> None:
+        if child.mode is WriteMode.APPLY:
+            await self._api.apply(resource, _marked(child.manifest, digest))
+            return
+        try:
+            await self._api.create(resource, child.manifest)
+        except AlreadyExists:
+            metadata = child.manifest["metadata"]
+            live = await self._api.get(resource, metadata["name"], namespace=metadata["namespace"])
+            _check_owner(run, resource, child.manifest, live)
+
+    # --- the rest of the plan ---
+
+    async def _signal(self, seen: Observation, plan: Plan) -> SignalRecord | None:
+        pods = [pod for pod in seen.pods if pod.phase in ("Pending", "Running")]
+        if plan.signal is None:
+            await self._signals.finish(seen.run, pods)
+            return None
+        return await self._signals.send(seen.run, plan.signal, pods)
+
+    async def _delete(self, seen: Observation, deletion: Deletion) -> None:
+        namespace = seen.run.key.namespace
+        if deletion.kind == KIND:
+            await self._remove(RUNS, deletion.name, namespace, deletion.uid)
+            return
+        # In the foreground, so that the Job is there for as long as a pod of it is.
+        await self._remove(JOBS, deletion.name, namespace, deletion.uid, foreground=True)
+        if deletion.grace_seconds is not None:
+            own = [pod for pod in seen.pods if pod.job_uid == deletion.uid]
+            await _together(self._remove(PODS, p.name, namespace, p.uid, deletion.grace_seconds) for p in own)
+
+    async def _remove(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str,
+        uid: str,
+        grace_seconds: int | None = None,
+        *,
+        foreground: bool = False,
+    ) -> None:
+        try:
+            await self._api.delete(
+                resource, name, namespace=namespace, uid=uid, grace_seconds=grace_seconds, foreground=foreground
+            )
+        except (NotFound, Conflict):
+            return  # that very object is gone
+
+    async def _touch(self, pods: Iterable[Pod], value: str) -> None:
+        """Lets the kubelet refresh the mounts of pods that run with an older configuration."""
+        stale = [p for p in pods if p.config_hash not in ("", value) and p.phase == "Running" and not p.deleting]
+        body = {"metadata": {"annotations": {CONFIG_HASH: value}}}
+        await _together(self._patch_pod(pod, body) for pod in stale)
+
+    async def _patch_pod(self, pod: Pod, body: Object) -> None:
+        try:
+            await self._api.patch(PODS, pod.name, namespace=pod.namespace, body=body)
+        except NotFound:
+            return
+
+    async def _job(self, seen: Observation, manifest: Object) -> str:
+        """Creates the attempt's Job. Returns why not, in the server's words."""
+        try:
+            await self._api.create(JOBS, manifest)
+        except AlreadyExists:
+            metadata = manifest["metadata"]
+            live = await self._api.get(JOBS, metadata["name"], namespace=metadata["namespace"])
+            try:
+                _check_owner(seen.run, JOBS, manifest, live)
+            except Refused as error:
+                return str(error)
+        except (Forbidden, Invalid) as error:
+            return str(error)
+        return ""
+
+
+async def _together(calls: Iterable[Awaitable[Any]]) -> None:
+    """All of them at once; then the first error, a refusal before anything else."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    errors.sort(key=lambda error: not isinstance(error, Refused))
+    if errors:
+        raise errors[0]
+
+
+def _check_owner(run: Run, resource: Resource, wanted: Object, live: Object) -> None:
+    """An object that we would own must be ours already; one that outlives its run (a kept claim) may be anybody's."""
+    if not controller_uid(wanted) or controller_uid(live) == run.uid:
+        return
+    name = live["metadata"]["name"]
+    owners = live["metadata"].get("ownerReferences") or ()
+    if any(owner.get("kind") == KIND and owner.get("name") == run.key.name for owner in owners):
+        raise Refused(f"{resource.kind} {name} of an earlier run of this name is still there; waiting until it is gone")
+    raise Refused(f"{resource.kind} {name} exists and does not belong to this run; delete it, or rename the run")
+
+
+def _same_data(wanted: Object, live: Object) -> bool:
+    """Plain string maps must still be what they were; all else is covered by the digest."""
+    return all(live.get(part) == wanted[part] for part in ("data", "stringData") if part in wanted and part in live)
+
+
+def _digest(manifest: Object) -> str:
+    return hashlib.sha256(orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+def _marked(manifest: Object, digest: str) -> Object:
+    metadata = manifest["metadata"]
+    annotations = {**(metadata.get("annotations") or {}), APPLIED_HASH: digest}
+    return {**manifest, "metadata": {**metadata, "annotations": annotations}}

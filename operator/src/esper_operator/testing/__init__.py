@@ -1,0 +1,1 @@
+"""Doubles that are part of the product: an API server in memory."""
