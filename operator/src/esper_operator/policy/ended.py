@@ -1,0 +1,44 @@
+"""The current attempt has ended and nobody asked for it: record how, so that an operator killed now loses nothing."""
+
+from esper_leyline.phases import ConditionType, EmergencyStop, HaltSource
+from esper_leyline.reasons import RunReason
+
+from esper_operator.model import Ending, Observation, Outcome, Plan
+from esper_operator.observe.attempt import End, EndKind, attempt_end, holds, number, over, training_pods
+from esper_operator.observe.halting import in_force
+from esper_operator.policy import restart
+from esper_operator.policy.plans import record, wait
+
+
+def halted_by_runtime(seen: Observation) -> Plan | None:
+    """The runtime (or restart.exitCodes) halted the run: it rests until a person halts or suspends it and goes on."""
+    halt = in_force(seen.run.status)
+    if halt is None or halt.source is not HaltSource.RUNTIME or not holds(seen.run.status, ConditionType.HALTED):
+        return None
+    message = "set spec.emergencyStop to Checkpoint and back to None to go on"
+    return None if training_pods(seen) else wait(RunReason.HALTED, message)
+
+
+def ended(seen: Observation) -> Plan | None:
+    end = None if over(seen) else attempt_end(seen)
+    if end is None or end.kind is EndKind.DRAINED:
+        return None
+    return _halted(seen, end) if end.kind is EndKind.HALTED else restart.after(seen, end)
+
+
+def _halted(seen: Observation, end: End) -> Plan:
+    """Exit code 75 without a halt in force: late, after the halt was lifted, or by the runtime itself."""
+    if _asked_for(seen, end):
+        resume = Outcome(ending=Ending.RESUME, next_time=seen.now, saved_step=end.saved_step)
+        return record(RunReason.RESUMED, "the halt was lifted", resume)
+    halted = Outcome(ending=Ending.HALTED, saved_step=end.saved_step, failure=end.failure())
+    return record(end.reason, end.message or "the runtime halted the run", halted)
+
+
+def _asked_for(seen: Observation, end: End) -> bool:
+    halt, signal = in_force(seen.run.status), seen.signal
+    if halt is not None and halt.source is not HaltSource.RUNTIME:
+        return True
+    sent = signal is not None and signal.attempt == number(seen)
+    stopping = signal is not None and signal.mode in (EmergencyStop.CHECKPOINT, EmergencyStop.KILL)
+    return sent and stopping and end.reason is not RunReason.ROLLBACKS_EXHAUSTED
