@@ -1,0 +1,6 @@
+"""Tolaria's supervisor: PID 1 of the container, small, without torch, alive when the trainer is not.
+
+Read in this order: `policy` (what a death means; pure), `hang` (when silence is a hang; pure), `core` (both put
+together with halts and drains; pure), `loop` (the one thread that waits and acts). Beside them: `settings`, `child`
+(how the trainer starts), `link` (weatherlight), `events` (the journal), `probe` (/livez, /metrics), `oom`.
+"""

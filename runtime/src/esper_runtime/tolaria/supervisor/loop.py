@@ -1,0 +1,464 @@
+"""The supervisor's one thread: waits for signals, deaths, weatherlight and deadlines, and carries out decisions.
+
+It sleeps in one selector. A death is noticed by SIGCHLD, a halt by a byte from weatherlight, everything else by a
+look once a second at the latest.
+"""
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from types import FrameType
+from typing import assert_never, cast
+
+from esper_leyline import env, paths
+from esper_leyline.exitcodes import ExitCode
+from esper_leyline.pages import MAX_SLOTS, EmergencyRecord, Heartbeat, Page, PageError
+from esper_leyline.reasons import RunReason
+from esper_leyline.v1 import report_pb2 as pb
+
+from esper_runtime.checkpoint import CheckpointError, Volume, Wal
+from esper_runtime.checkpoint.wal import Kind, WalState
+from esper_runtime.tolaria import lastword
+from esper_runtime.tolaria.lastword import LastWord
+from esper_runtime.tolaria.supervisor import child, core
+from esper_runtime.tolaria.supervisor.core import Action, Core, Stage
+from esper_runtime.tolaria.supervisor.events import CONTAINER, Events
+from esper_runtime.tolaria.supervisor.hang import HangLimits
+from esper_runtime.tolaria.supervisor.link import WeatherlightLink
+from esper_runtime.tolaria.supervisor.oom import oom_kills
+from esper_runtime.tolaria.supervisor.policy import Death, RestartPolicy
+from esper_runtime.tolaria.supervisor.probe import ProbeServer
+from esper_runtime.tolaria.supervisor.settings import Settings
+
+TICK_S = 1.0
+STILL_S = 10.0
+"""A loop that has not turned for so long is not alive any more."""
+MAX_STACK_BYTES = 16 * 1024
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One container's life. `run` returns its exit code; the constructor opens nothing."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        config = settings.run_config
+        self._settings = settings
+        self._environ = dict(environ)
+        self._volume = Volume(settings.checkpoint_dir, run_uid=settings.run_uid, attempt=settings.attempt)
+        self._wal_state: WalState | None = None
+        self._core = Core(
+            attempt=settings.attempt,
+            policy=RestartPolicy(strategy=config.restart.strategy),
+            limits=HangLimits(
+                heartbeat_s=config.health.heartbeat_timeout_seconds,
+                progress_s=config.health.progress_timeout_seconds,
+            ),
+            drain_s=settings.drain_s,
+            now_s=time.monotonic(),
+        )
+        self._selector = selectors.DefaultSelector()
+        self._trainer: int | None = None
+        self._starts = 0
+        self._incarnation = 0
+        self._oom_before: int | None = None
+        self._emergency: Page | None = None
+        self._turned_s = time.monotonic()
+        self._finish: core.Finish | None = None
+        self._last_beat: Heartbeat | None = None
+        """Of any trainer of this container: a successor that never beat leaves its predecessor's standing."""
+
+    def run(self) -> int:
+        """Boots, supervises until Finish, and says the last word. CheckpointDirError before the first trainer."""
+        self._events = Events(self._settings.in_run_dir(paths.JOURNAL), counters=self._counters)
+        self._trainer_page = Page.create(self._settings.trainer_page, MAX_SLOTS)
+        self._own_page = Page.create(self._settings.in_run_dir(paths.SUPERVISOR_PAGE))
+        self._boot()
+        self._link = WeatherlightLink(
+            self._settings.in_run_dir(paths.WEATHERLIGHT_SOCKET),
+            self._selector,
+            greeting=f"tolaria {self._settings.rank} {self._incarnation}\n".encode(),
+        )
+        probe = self._serve_probes()
+        wake = _SignalWake(self._selector)
+        try:
+            self._look_for_halt()
+            while self._finish is None:
+                self._turn(wake)
+            return self._end(self._finish)
+        finally:
+            wake.close()
+            if probe is not None:
+                probe.server_close()
+
+    def _boot(self) -> None:
+        self._volume.claim()
+        self._incarnation = self._volume.count_boot()
+        self._replay()
+        self._events.boot(
+            attempt=self._settings.attempt,
+            rank=self._settings.rank,
+            incarnation=self._incarnation,
+            world_size=self._settings.world_size,
+        )
+        log.info("attempt %d, incarnation %d", self._settings.attempt, self._incarnation)
+
+    def _serve_probes(self) -> ProbeServer | None:
+        try:
+            probe = ProbeServer(
+                self._settings.http_port,
+                port_file=self._settings.in_run_dir(f"{CONTAINER}.port"),
+                alive=lambda: time.monotonic() - self._turned_s < STILL_S,
+                metrics=self._metrics,
+            )
+        except OSError as error:
+            # Training matters more than being watched; the kubelet has no liveness probe on this container.
+            log.error("cannot listen on %s=%d: %s", env.HTTP_PORT, self._settings.http_port, error)
+            return None
+        probe.start()
+        return probe
+
+    # One turn of the loop
+
+    def _turn(self, wake: "_SignalWake") -> None:
+        self._turned_s = now_s = time.monotonic()
+        if self._link.connect(now_s=now_s):
+            self._look_for_halt()
+        self._perform(self._core.tick(self._beat(), now_s=now_s))
+        self._write_own_page()
+        if self._finish is not None:
+            return
+        for key, _ in self._selector.select(self._wait_s()):
+            if key.data is self._link:
+                if self._link.readable():
+                    self._look_for_halt()
+            else:
+                wake.take()
+        if wake.stop_asked:
+            self._perform(self._core.stop(now_s=time.monotonic()))
+        self._reap()
+        self._look_for_halt()
+
+    def _wait_s(self) -> float:
+        now_s = time.monotonic()
+        due = [now_s + TICK_S, self._core.deadline_s]
+        retry_s = self._link.deadline_s()
+        if retry_s is not None:
+            due.append(retry_s)
+        return max(0.0, min(due) - now_s)
+
+    def _beat(self) -> Heartbeat | None:
+        """The living trainer's newest heartbeat; None before its first."""
+        try:
+            beat = Heartbeat.of(self._trainer_page.read())
+        except PageError as error:
+            log.warning("%s", error)
+            return self._core.beat
+        if self._trainer is None or beat.pid != self._trainer:
+            return None
+        self._last_beat = beat
+        return beat
+
+    def _look_for_halt(self) -> None:
+        record = self._read_emergency()
+        if record is not None:
+            self._perform(self._core.signalled(record, now_s=time.monotonic()))
+
+    def _read_emergency(self) -> EmergencyRecord | None:
+        try:
+            if self._emergency is None:
+                self._emergency = Page.open(self._settings.in_run_dir(paths.EMERGENCY_PAGE))
+            return EmergencyRecord.of(self._emergency.read())
+        except PageError as error:
+            log.debug("%s", error)
+            return None
+
+    def _reap(self) -> None:
+        """Takes in every dead child: the trainer, and what it left behind."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._trainer:
+                self._trainer_died(os.waitstatus_to_exitcode(status))
+
+    def _trainer_died(self, status: int) -> None:
+        now_s = time.monotonic()
+        assert self._trainer is not None
+        self._core.note(self._beat())
+        _signal_group(self._trainer, signal.SIGKILL)
+        self._trainer = None
+        kills = oom_kills()
+        out_of_memory = kills is not None and self._oom_before is not None and kills > self._oom_before
+        self._replay()
+        self._perform(self._core.died(status, now_s=now_s, out_of_memory=out_of_memory))
+
+    # Carrying out
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case core.Start():
+                    self._start(action.recovery)
+                case core.Terminate():
+                    log.info("SIGTERM: the trainer has %.1f s to save", self._settings.drain_s)
+                    self._signal_trainer(signal.SIGTERM)
+                case core.DumpStacks():
+                    log.error("trainer hangs: %s", action.why)
+                    self._signal_trainer(signal.SIGUSR1)
+                case core.Kill():
+                    log.warning("killing the trainer: %s", action.why)
+                    if self._trainer is not None:
+                        _signal_group(self._trainer, signal.SIGKILL)
+                case core.ReportRestart():
+                    self._report_restart(action)
+                case core.Acknowledge():
+                    self._acknowledge(action.record)
+                case core.Finish():
+                    self._finish = action
+                case _:
+                    assert_never(action)
+
+    def _start(self, recovery: core.Recovery | None) -> None:
+        self._starts += 1
+        self._oom_before = oom_kills()
+        self._settings.in_run_dir(paths.LAST_WORD).unlink(missing_ok=True)
+        self._settings.in_run_dir(paths.STACK_DUMP).unlink(missing_ok=True)
+        command = [sys.executable, "-m", child.__name__, self._settings.trainer_module]
+        self._trainer = os.posix_spawn(
+            sys.executable,
+            command,
+            {**self._environ, **self._start_environment(recovery)},
+            setpgroup=0,
+            setsigdef=[*_SIGNALS, signal.SIGPIPE],
+        )
+        log.info("trainer started", extra={"trainer_pid": self._trainer, "start": self._starts})
+
+    def _start_environment(self, recovery: core.Recovery | None) -> dict[str, str]:
+        start = {
+            child.PARENT_PID: str(os.getpid()),
+            env.INCARNATION: str(self._incarnation),
+            env.TRAINER_START: str(self._starts),
+        }
+        if recovery is not None:
+            start[env.RECOVERY_CAUSE] = recovery.cause
+            start[env.RECOVERY_DETECTED_NS] = str(int(recovery.detected_s * 1e9))
+            if recovery.step is not None:
+                start[env.RECOVERY_STEP] = str(recovery.step)
+        return start
+
+    def _signal_trainer(self, number: signal.Signals) -> None:
+        if self._trainer is not None:  # not reaped yet, so the PID is still its own
+            os.kill(self._trainer, number)
+
+    def _report_restart(self, action: core.ReportRestart) -> None:
+        death = action.death
+        step = self._step()
+        self._append_restart(action.restart.cause, step)
+        message = f"{death.words} at step {step}"
+        failure = "\n".join(filter(None, (message, self._stacks() if death.hung else self._said())))
+        self._events.failure(reason=death.cause, message=failure, exit_code=death.exit_code, step=step)
+        self._events.transition(
+            self._phase(death), pb.RUNTIME_PHASE_RESTARTING, reason=death.cause, message=message, step=step
+        )
+        log.warning("%s; starting it again in %.0f s", message, action.restart.delay_s)
+
+    def _said(self) -> str:
+        word = lastword.read(self._settings.in_run_dir(paths.LAST_WORD))
+        return "" if word is None else word.message
+
+    def _stacks(self) -> str:
+        """The hung trainer's stack dump, also written to the log, because the file goes with the pod."""
+        try:
+            with self._settings.in_run_dir(paths.STACK_DUMP).open("rb") as file:
+                stacks = file.read(MAX_STACK_BYTES).decode("utf-8", "replace")
+        except OSError:
+            return ""
+        if stacks:
+            log.error("stacks of the hung trainer:\n%s", stacks)
+        return stacks[-1500:]
+
+    def _acknowledge(self, record: EmergencyRecord) -> None:
+        settings = self._settings
+        self._events.acknowledge(
+            record, run_uid=settings.run_uid, attempt=settings.attempt, rank=settings.rank, step=self._step()
+        )
+
+    # The end
+
+    def _end(self, finish: core.Finish) -> int:
+        word = self._last_word(finish)
+        if not _told_by_trainer(finish):
+            self._report_end(finish, word)
+        if self._settings.termination_log is not None:
+            try:
+                word.write_in_place(self._settings.termination_log)
+            except OSError as error:
+                log.error("cannot write %s: %s", self._settings.termination_log, error)
+        self._write_own_page()
+        self._link.say_clean_end()
+        log.info("exit %d: %s: %s", word.exit_code, word.reason, word.message)
+        return word.exit_code
+
+    def _last_word(self, finish: core.Finish) -> LastWord:
+        """The trainer's own account where its exit is the container's, else the supervisor's."""
+        end = finish.end
+        said = lastword.read(self._settings.in_run_dir(paths.LAST_WORD))
+        beat = self._last_beat
+        step, epoch = (None, None) if beat is None else (beat.step, beat.epoch)
+        if said is None:
+            return LastWord(reason=end.reason, message=end.message, exit_code=end.exit_code, step=step, epoch=epoch)
+        if finish.death is not None and finish.death.status == end.exit_code:
+            return replace(said, exit_code=end.exit_code, step=_first(said.step, step), epoch=_first(said.epoch, epoch))
+        return LastWord(
+            reason=end.reason,
+            message=f"{end.message}\n{said.message}".strip(),
+            exit_code=end.exit_code,
+            step=_first(said.step, step),
+            saved_step=said.saved_step,
+            epoch=_first(said.epoch, epoch),
+        )
+
+    def _report_end(self, finish: core.Finish, word: LastWord) -> None:
+        """Failure and transition of an end that the trainer could not report itself."""
+        step = word.step or 0
+        match finish.end.exit_code:
+            case ExitCode.HALTED:
+                phase = pb.RUNTIME_PHASE_HALTED
+            case ExitCode.DRAINED:
+                phase = pb.RUNTIME_PHASE_STOPPING
+            case _:
+                phase = pb.RUNTIME_PHASE_FAILED
+                exit_code = finish.end.exit_code if finish.death is None else finish.death.exit_code
+                self._events.failure(reason=word.reason, message=word.message, exit_code=exit_code, step=step)
+        self._events.transition(self._phase(finish.death), phase, reason=word.reason, message=word.message, step=step)
+
+    # What is known
+
+    def _step(self) -> int:
+        return 0 if self._last_beat is None else self._last_beat.step
+
+    def _phase(self, death: Death | None) -> pb.RuntimePhase:
+        """What the container was doing, by the dead trainer's last heartbeat."""
+        if death is not None and death.phase in pb.RuntimePhase.values():
+            return cast(pb.RuntimePhase, death.phase)
+        return pb.RUNTIME_PHASE_RESTARTING if self._starts > 1 else pb.RUNTIME_PHASE_STARTING
+
+    def _write_own_page(self) -> None:
+        words = (self._state(), self._trainer or 0, self._core.restarts, time.monotonic_ns(), 0, 0, 0)
+        self._own_page.write(0, words)
+
+    def _state(self) -> int:
+        """A RuntimePhase: the supervisor's own view."""
+        if self._finish is not None:
+            ends = {ExitCode.COMPLETE: pb.RUNTIME_PHASE_SUCCEEDED, ExitCode.HALTED: pb.RUNTIME_PHASE_HALTED}
+            ends[ExitCode.DRAINED] = pb.RUNTIME_PHASE_STOPPING
+            return next((ends[code] for code in ends if code == self._finish.end.exit_code), pb.RUNTIME_PHASE_FAILED)
+        if self._core.halting:
+            return pb.RUNTIME_PHASE_HALTING
+        if self._core.stopping:
+            return pb.RUNTIME_PHASE_STOPPING
+        if self._core.stage is Stage.ALIVE and self._core.beat is not None:
+            return pb.RUNTIME_PHASE_RUNNING
+        return pb.RUNTIME_PHASE_RESTARTING if self._core.restarts else pb.RUNTIME_PHASE_STARTING
+
+    def _replay(self) -> None:
+        """Reads the run's totals. The trainer owns the log while it lives."""
+        wal = Wal(self._volume.wal_file)
+        try:
+            self._wal_state = wal.replay()
+        except (OSError, CheckpointError) as error:
+            log.error("cannot read %s: %s", self._volume.wal_file, error)
+        finally:
+            wal.close()
+
+    def _append_restart(self, cause: RunReason, step: int) -> None:
+        wal = Wal(self._volume.wal_file)
+        try:
+            self._wal_state = wal.append(Kind.RESTART, cause=cause, step=step)
+        except (OSError, CheckpointError) as error:
+            log.error("cannot record a restart in %s: %s", self._volume.wal_file, error)
+            if self._wal_state is not None:  # counted for this container's life at least
+                self._wal_state = self._wal_state.after(Kind.RESTART, {})
+        finally:
+            wal.close()
+
+    def _counters(self) -> pb.Counters | None:
+        return None if self._wal_state is None else self._wal_state.counters()
+
+    def _metrics(self) -> str:
+        samples = (
+            ("trainer_starts_total", "counter", "Starts of the trainer in this container", self._starts),
+            ("in_place_restarts_total", "counter", "Restarts after a death", self._core.restarts),
+            ("hangs_total", "counter", "Hangs noticed", self._core.hangs),
+            ("trainer_step", "gauge", "Step of the newest heartbeat", self._step()),
+            ("trainer_silent_seconds", "gauge", "Watched time since the newest heartbeat", self._core.silent_s),
+            ("weatherlight_connected", "gauge", "1 while connected to weatherlight", int(self._link.connected)),
+            ("incarnation", "gauge", "Starts of this container in this attempt", self._incarnation),
+        )
+        lines = (
+            f"# HELP esper_tolaria_{name} {text}.\n# TYPE esper_tolaria_{name} {kind}\nesper_tolaria_{name} {value:g}\n"
+            for name, kind, text, value in samples
+        )
+        return "".join(lines)
+
+
+class _SignalWake:
+    """Turns signals into something a selector can wait for."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self.stop_asked = False
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._selector = selector
+        selector.register(self._reader, selectors.EVENT_READ, self)
+        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._previous_wake = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.stop_asked = self.stop_asked or number in _STOPS
+
+    def take(self) -> None:
+        """Empties the pipe; what was said is in stop_asked and in waitpid."""
+        try:
+            while self._reader.recv(4096):
+                pass
+        except BlockingIOError:
+            return
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self._previous_wake)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._selector.unregister(self._reader)
+        self._reader.close()
+        self._writer.close()
+
+
+def _signal_group(leader: int, number: signal.Signals) -> None:
+    """To the trainer and all that it started in its group. Nothing left to signal is no error."""
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        return
+
+
+def _told_by_trainer(finish: core.Finish) -> bool:
+    """True when the trainer ended as it meant to and has reported it: complete, halted or drained."""
+    chosen = (ExitCode.COMPLETE, ExitCode.HALTED, ExitCode.DRAINED)
+    return finish.death is not None and finish.death.status == finish.end.exit_code and finish.end.exit_code in chosen
+
+
+def _first(value: int | None, other: int | None) -> int | None:
+    return other if value is None else value

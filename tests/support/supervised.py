@@ -1,0 +1,156 @@
+"""A supervisor as a real process over temporary directories, with a fake trainer and a fake weatherlight."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from esper_leyline import env, paths
+from esper_leyline.journal import JournalReader
+from esper_leyline.pages import EmergencyRecord, Heartbeat, Page, PageError
+from esper_leyline.v1 import report_pb2 as pb
+
+from tests.support.waiting import until_sync
+
+DEADLINE_S = 20.0
+_RUN = "import os,sys; from esper_runtime.tolaria.__main__ import main; sys.exit(main(os.environ, trainer_module={!r}))"
+
+
+class Supervised:
+    """Everything that belongs to one supervisor under test."""
+
+    def __init__(self, directory: Path, *, trainer_module: str = "tests.support.fake_trainer") -> None:
+        self.run_dir = directory / "run"
+        self.checkpoints = directory / "checkpoints"
+        self.termination_log = directory / "termination-log"
+        self.config = {"version": 1, "name": "demo", "namespace": "default", "uid": "uid-1", "entrypoint": "a:b"}
+        self.environ: dict[str, str] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self._directory = directory
+        self._module = trainer_module
+        self.run_dir.mkdir()
+        self.checkpoints.mkdir()
+
+    def start(self, plans: Sequence[Mapping[str, Any]] = ({},), **config: Any) -> None:
+        config_file = self._directory / "run.json"
+        config_file.write_text(json.dumps({**self.config, **config}))
+        environ = {
+            **os.environ,
+            env.CONFIG_FILE: str(config_file),
+            env.RUN_UID: "uid-1",
+            env.ATTEMPT: "1",
+            env.RUN_DIR: str(self.run_dir),
+            env.CHECKPOINT_DIR: str(self.checkpoints),
+            env.TERMINATION_LOG: str(self.termination_log),
+            env.HTTP_PORT: "0",
+            env.GRACE_SECONDS: "5",
+            "FAKE_TRAINER": json.dumps(list(plans)),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            **self.environ,
+        }
+        self.process = subprocess.Popen([sys.executable, "-c", _RUN.format(self._module)], env=environ)
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        assert self.process is not None
+        return self.process.wait(deadline_s)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def started(self, number: int) -> dict[str, Any]:
+        """What the trainer's start `number` found in its environment, once it has begun."""
+        path = self.run_dir / f"start-{number}.json"
+
+        def read() -> dict[str, Any] | None:
+            try:
+                return dict(json.loads(path.read_text()))
+            except (FileNotFoundError, ValueError):
+                return None
+
+        found: dict[str, Any] = until_sync(read, DEADLINE_S, f"start {number} of the trainer")
+        return found
+
+    def beat(self) -> Heartbeat | None:
+        try:
+            page = Page.open(self.run_dir / paths.TRAINER_PAGE)
+        except PageError:
+            return None
+        try:
+            return Heartbeat.of(page.read())
+        finally:
+            page.close()
+
+    def stepped(self, pid: int, step: int) -> None:
+        """Waits until the trainer `pid` has made `step`."""
+
+        def there() -> bool:
+            beat = self.beat()
+            return beat is not None and beat.pid == pid and beat.step >= step
+
+        until_sync(there, DEADLINE_S, f"step {step} of {pid}")
+
+    def events(self) -> list[pb.RuntimeEvent]:
+        reader = JournalReader(self.run_dir / paths.JOURNAL)
+        try:
+            return list(reader.events())
+        finally:
+            reader.close()
+
+    def last_word(self) -> dict[str, Any]:
+        return dict(json.loads(self.termination_log.read_text()))
+
+    def halt(self, record: EmergencyRecord) -> None:
+        """What weatherlight does, without its poke."""
+        page = Page.create(self.run_dir / paths.EMERGENCY_PAGE)
+        page.write(0, record.words())
+        page.close()
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(DEADLINE_S)
+
+
+class FakeWeatherlight:
+    """The listening end of weatherlight.sock."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / paths.WEATHERLIGHT_SOCKET
+        self.path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(self.path))
+        self._listener.listen(1)
+        self._listener.settimeout(DEADLINE_S)
+        self._peer: socket.socket | None = None
+
+    def accept(self) -> str:
+        """Waits for the supervisor and gives its greeting."""
+        self._peer, _ = self._listener.accept()
+        self._peer.settimeout(DEADLINE_S)
+        greeting = b""
+        while not greeting.endswith(b"\n"):
+            greeting += self._peer.recv(100)
+        return greeting.decode()
+
+    def poke(self) -> None:
+        assert self._peer is not None
+        self._peer.send(b"e")
+
+    def rest(self) -> bytes:
+        """Everything up to the end of the connection."""
+        assert self._peer is not None
+        received = b""
+        while chunk := self._peer.recv(100):
+            received += chunk
+        return received
+
+    def close(self) -> None:
+        for end in (self._peer, self._listener):
+            if end is not None:
+                end.close()
