@@ -211,7 +211,7 @@ def _containers(raw: Any) -> tuple[Container, ...]:
         Container(
             name=read.text(status, "name"),
             ready=read.flag(status, "ready"),
-            started=bool(read.section(status, "state", "running")),
+            started=isinstance(read.at(status, "state", "running"), Mapping),
             restarts=read.integer(status, "restartCount"),
             waiting_reason=read.text(status, "state", "waiting", "reason"),
             waiting_message=_cut(read.text(status, "state", "waiting", "message")),

@@ -4,6 +4,7 @@ from esper_leyline.phases import ConditionType
 from esper_leyline.reasons import RunReason
 
 from esper_operator import build
+from esper_operator.api import restricted
 from esper_operator.model import Observation, Plan, Verdict
 from esper_operator.observe.attempt import current_job, next_number
 from esper_operator.policy.plans import remaining, wait
@@ -20,10 +21,14 @@ def missing_job(seen: Observation) -> Plan | None:
     if due is not None and due > seen.now:
         return wait(RunReason.NEW_ATTEMPT, "waiting before the next attempt", remaining(seen, due))
     attempt = next_number(seen)
+    job = build.job(seen.run, attempt, seen.settings)
+    forbidden = restricted.check(job["spec"]["template"])
+    if forbidden:  # the last line: whatever went wrong before, such a pod is never asked for
+        return wait(RunReason.POD_NOT_RESTRICTED, "; ".join(map(str, forbidden)))
     return Plan(
         verdict=Verdict(RunReason.JOB_CREATED, f"attempt {attempt} starts"),
         children=build.children(seen.run, seen.settings, seen.resume_uid),
-        job=build.job(seen.run, attempt, seen.settings),
+        job=job,
         attempt=attempt,
         requeue_after_s=_retry_s(seen),
     )

@@ -37,7 +37,7 @@ _QUIET = ("progress", "checkpoint", "observedReport", "topology", "ranks")
 
 
 def next_status(seen: Observation, plan: Plan, applied: Applied | None = None) -> StatusChange:
-    """The complete next status, after `plan` was carried out with the result `applied`. The same again when called again."""
+    """The complete next status, after `plan` was carried out with the result `applied`. Pure: repeatable at will."""
     draft = Draft.begin(seen, plan, applied or Applied())
     if plan.verdict.reason in _HANDS_OFF:
         return StatusChange(status=draft.old, changed=False)
@@ -175,7 +175,7 @@ def _status(draft: Draft, now: Phase, why: RunReason, rows: dict[ConditionType, 
         attempt=attempt,
         job_name=labels.job_name(seen.run.key.name, attempt) if attempt else None,
         next_attempt_time=draft.next_attempt_time,
-        start_time=old.start_time or min((pod.created for pod in seen.pods), default=None),
+        start_time=old.start_time or min((pod.created for pod in seen.pods if pod.node), default=None),
         completion_time=draft.now if finished else None,
         paused_seconds=_paused(draft, rows),
         observed_report=draft.observed or ObservedReport(),
@@ -249,5 +249,9 @@ def _change(draft: Draft, status: Status) -> StatusChange:
 def _loud(status: dict[str, Any]) -> dict[str, Any]:
     """What people wait for: everything but figures and the wording of conditions."""
     kept = {name: value for name, value in status.items() if name not in _QUIET}
-    conditions = [{k: c[k] for k in ("type", "status", "reason")} for c in status.get("conditions", ())]
+    conditions = [
+        {k: c[k] for k in ("type", "status", "reason")}
+        for c in status.get("conditions", ())
+        if c["type"] != ConditionType.PODS_READY or c["reason"] in WAITING  # what pods do otherwise, the phase says
+    ]
     return {**kept, "conditions": conditions}

@@ -4,7 +4,7 @@ from esper_leyline import labels
 from esper_leyline.reasons import RunReason
 
 from esper_operator.model import Container, Pod
-from esper_operator.observe.attempt import current_job, newest_pods, over, pod_end
+from esper_operator.observe.attempt import current_job, newest_pods, next_number, over, pod_end
 from esper_operator.status.draft import Draft
 from esper_operator.status.halt import Row
 
@@ -39,7 +39,8 @@ def pods_ready(draft: Draft) -> Row:
         return Row("False", RunReason.POD_REFUSED, message)
     job = current_job(seen)
     if draft.started is not None or job is None or over(seen):
-        return Row("False", RunReason.PODS_PENDING, "waiting for the attempt's pods")
+        attempt = draft.started or next_number(seen)
+        return Row("False", RunReason.PODS_PENDING, _pending(labels.job_name(seen.run.key.name, attempt)))
     if job.suspended:
         return Row("False", RunReason.QUEUED, "the queue manager holds the Job back until there is quota")
     pods = newest_pods(seen)
@@ -50,10 +51,12 @@ def pods_ready(draft: Draft) -> Row:
             return row
     ready = sum(pod.ready for pod in pods)
     if ready >= desired:
-        return Row("True", RunReason.PODS_READY, f"{ready} of {desired} pods are ready")
-    if not pods:
-        return Row("False", RunReason.PODS_PENDING, f"no pods yet; if this lasts: kubectl describe job {job.name}")
-    return Row("False", RunReason.PODS_PENDING, f"{ready} of {desired} pods are ready")
+        return Row("True", RunReason.PODS_READY, "all pods are ready")
+    return Row("False", RunReason.PODS_PENDING, _pending(job.name))
+
+
+def _pending(job: str) -> str:
+    return f"waiting for the pods of Job {job}; if this lasts: kubectl describe job {job}"
 
 
 def _waits(draft: Draft, pod: Pod) -> Row | None:

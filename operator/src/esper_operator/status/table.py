@@ -44,6 +44,9 @@ def accepted(draft: Draft) -> Row:
     problems = problems_of(draft.seen)
     if problems:
         return Row("False", problems[0].reason, "; ".join(map(str, problems)))
+    verdict = draft.plan.verdict
+    if verdict.reason is RunReason.POD_NOT_RESTRICTED:
+        return Row("False", verdict.reason, verdict.message)
     return Row("True", RunReason.ACCEPTED, "the spec is valid and supported")
 
 
