@@ -15,6 +15,8 @@ MAX_MESSAGE = 4096
 """Bytes of a termination message, as in the kubelet."""
 CANNOT_START = 128
 """Exit code of a container whose program could not be started."""
+READINESS_PERIOD_S = 0.5
+"""Readiness is asked for more often than a manifest says: it is shown in a live table."""
 _HEALTHY_AFTER_S = 10.0
 _BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -173,16 +175,22 @@ class Container:
             self.started.set()
             self.ready = True
             self._changed()
+        await asyncio.gather(self._watch_readiness(), self._watch_liveness(process))
+
+    async def _watch_readiness(self) -> None:
+        while (probe := self.spec.readiness) is not None:
+            ready = await answers(self._port(), probe)
+            if ready != self.ready:
+                self.ready = ready
+                self._changed()
+            await asyncio.sleep(READINESS_PERIOD_S)
+
+    async def _watch_liveness(self, process: Process) -> None:
         failures = 0
-        while self.spec.readiness is not None or self.spec.liveness is not None:
-            if self.spec.readiness is not None:
-                ready = await answers(self._port(), self.spec.readiness)
-                if ready != self.ready:
-                    self.ready = ready
-                    self._changed()
-            if self.spec.liveness is not None:
-                failures = 0 if await answers(self._port(), self.spec.liveness) else failures + 1
-                if failures >= self.spec.liveness.failure_threshold:
-                    process.kill()
-                    return
-            await asyncio.sleep(1.0)
+        while (probe := self.spec.liveness) is not None and failures < probe.failure_threshold:
+            await asyncio.sleep(probe.period_s)
+            # A container without a port yet has not come as far as to be judged.
+            alive = self._port() is None or await answers(self._port(), probe)
+            failures = 0 if alive else failures + 1
+        if self.spec.liveness is not None:
+            process.kill()

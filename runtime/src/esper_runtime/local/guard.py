@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from esper_runtime.local.process import carries, marked, sweep
+from esper_runtime.local.process import carries, of_pod, sweep
 
 RESTART_AFTER_S = 5.0
 """Pause before a Valkey that died is started again, on the same port."""
@@ -62,7 +62,7 @@ def _end_pod(uid: str, leaders: list[int], *, grace_s: float) -> None:
             os.kill(pid, signal.SIGTERM)
         while carries(pid, uid) and time.monotonic() < give_up:
             time.sleep(0.02)
-    if marked(uid):
+    if of_pod(uid):
         sweep(uid)
 
 

@@ -58,7 +58,9 @@ class LocalJob:
         metadata = {**self._manifest["metadata"], "uid": self.uid, "creationTimestamp": self._created}
         if self.deleting:
             metadata["deletionTimestamp"] = now_text()
-        return {**self._manifest, "metadata": metadata, "status": {"conditions": list(self._conditions)}}
+        # There is no queue manager here, so nothing holds the Job back.
+        spec = {**self._manifest["spec"], "suspend": False}
+        return {**self._manifest, "metadata": metadata, "spec": spec, "status": {"conditions": list(self._conditions)}}
 
     def delete(self, *, grace_s: float | None) -> None:
         """Ends the pod and then the Job; done() tells when."""
@@ -172,6 +174,10 @@ class Jobs:
                 job.raise_error()
                 if job.deleting:
                     del self._jobs[name]
+
+    def busy(self) -> bool:
+        """A pod of some Job still lives."""
+        return any(not job.done() for job in self._jobs.values())
 
     def manifests(self) -> list[Manifest]:
         return [job.manifest() for job in self._jobs.values()]

@@ -112,6 +112,7 @@ class LocalPod:
             "status": {
                 "phase": self._phase,
                 "podIP": POD_IP,
+                "startTime": self._metadata["creationTimestamp"],
                 "conditions": [
                     _condition("PodScheduled", True),
                     _condition("Initialized", started),

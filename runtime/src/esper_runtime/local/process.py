@@ -66,10 +66,16 @@ class Process:
                 os.killpg(self.pid, signal.SIGKILL)
 
 
-def marked(pod_uid: str) -> list[int]:
-    """Living processes of the pod, by the UID in their environment."""
-    marker = f"{env.POD_UID}={pod_uid}\0".encode()
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _carries(int(entry), marker)]
+def marked(variable: str, value: str) -> list[int]:
+    """Living processes, this one apart, that have `variable` with this value in their environment."""
+    mark = f"{variable}={value}\0".encode()
+    found = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+    return [pid for pid in found if pid != os.getpid() and _carries(pid, mark)]
+
+
+def of_pod(pod_uid: str) -> list[int]:
+    """Living processes of a pod."""
+    return marked(env.POD_UID, pod_uid)
 
 
 def carries(pid: int, pod_uid: str) -> bool:
@@ -77,19 +83,24 @@ def carries(pid: int, pod_uid: str) -> bool:
     return _carries(pid, f"{env.POD_UID}={pod_uid}\0".encode())
 
 
-def _carries(pid: int, marker: bytes) -> bool:
+def _carries(pid: int, mark: bytes) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return (b"\0" + marker) in b"\0" + file.read()
+            return (b"\0" + mark) in b"\0" + file.read()
     except OSError:
         return False  # gone, a zombie, or another user's
 
 
 def sweep(pod_uid: str) -> int:
     """Kills every process that the pod left behind; the number of those found."""
+    return kill_marked(env.POD_UID, pod_uid)
+
+
+def kill_marked(variable: str, value: str) -> int:
+    """Kills marked() processes until none is left; the number of those found."""
     found: set[int] = set()
     give_up = time.monotonic() + _SWEEP_PATIENCE_S
-    while (living := marked(pod_uid)) and time.monotonic() < give_up:
+    while (living := marked(variable, value)) and time.monotonic() < give_up:
         found.update(living)
         for pid in living:
             with contextlib.suppress(ProcessLookupError):

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +100,14 @@ class StateDir:
         """Stores a run that was not there, or replaces it whole."""
         with self._locked():
             write_json(self.resource, resource, durable=True)
+
+    def clear(self) -> None:
+        """Forgets the run: its resource, keys, objects, logs, events and own checkpoints. Needs the runner lock."""
+        for path in (self.objects, self.checkpoints, self.logs):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.resource, self.events, self._seed):
+            path.unlink(missing_ok=True)
+        self.create()
 
     def change_spec(self, change: Callable[[Resource], None]) -> Resource:
         """Applies `change` to the spec under the lock; the generation rises when that changed anything."""

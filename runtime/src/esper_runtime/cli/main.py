@@ -1,0 +1,294 @@
+"""The commands and their options. Everything heavy is imported by the command that needs it."""
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from esper_leyline.exitcodes import CliExit
+
+from esper_runtime.cli.backend import Backend, BackendError, Place, choose
+from esper_runtime.cli.output import Format, say
+from esper_runtime.local.errors import LocalError, ManifestError
+
+app = typer.Typer(
+    name="esper",
+    help="Fault-tolerant PyTorch training: on this machine with `esper run`, on a cluster with kubectl.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class HaltMode(StrEnum):
+    FREEZE = "Freeze"
+    CHECKPOINT = "Checkpoint"
+    KILL = "Kill"
+
+
+Name = Annotated[str, typer.Argument(help="Name of the run.")]
+Manifest = Annotated[str, typer.Argument(help="Manifest with one EsperTrainingRun; - is standard input.")]
+Output = Annotated[Format, typer.Option("-o", "--output", help="How to show the result.")]
+Namespace = Annotated[str | None, typer.Option("-n", "--namespace", help="Namespace of the run.")]
+Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
+Kubeconfig = Annotated[Path | None, typer.Option(help="File with cluster and credentials; else $KUBECONFIG.")]
+State = Annotated[Path | None, typer.Option(help="State directory of a run on this machine.")]
+Local = Annotated[
+    bool | None,
+    typer.Option("--local/--cluster", help="Where to look; by default here if the run is here, else the cluster."),
+]
+Mount = Annotated[
+    list[str] | None,
+    typer.Option("--mount", metavar="NAME=DIR", help="Directory for a claim, ConfigMap or Secret that the run names."),
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has followed.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait at most.")]
+
+
+@app.command()
+def run(
+    manifest: Manifest,
+    output: Annotated[
+        Format | None, typer.Option("-o", "--output", help="Print the final resource on standard output.")
+    ] = None,
+    namespace: Namespace = None,
+    state: State = None,
+    mount: Mount = None,
+    fresh: Annotated[bool, typer.Option(help="Forget an earlier run of this name, its checkpoints too.")] = False,
+    redis: Annotated[bool, typer.Option(help="Start an embedded Valkey.")] = True,
+    stay: Annotated[bool, typer.Option(help="When halted, wait to be resumed instead of ending with 3.")] = False,
+) -> None:
+    """Train on this machine, without a cluster; the same command again resumes.
+
+    Exit codes: 0 Succeeded, 2 invalid manifest, 3 Halted, 4 Failed, 130 stopped by hand (Ctrl-C saves first; a second
+    Ctrl-C kills).
+    """
+    from esper_runtime.cli.run import RunRequest, run_manifest
+
+    request = RunRequest(
+        manifest=manifest,
+        namespace=namespace,
+        state=state,
+        mounts=_mounts(mount or []),
+        fresh=fresh,
+        redis=redis,
+        stay_halted=stay,
+        output=output,
+    )
+    raise typer.Exit(run_manifest(request))
+
+
+@app.command()
+def validate(
+    manifest: Manifest,
+    namespace: Namespace = None,
+) -> None:
+    """Check a manifest without running it: the same schema and rules as the cluster's. Exit code 2 when it is wrong."""
+    from esper_runtime.cli.run import validate_manifest
+
+    raise typer.Exit(validate_manifest(manifest, namespace))
+
+
+@app.command("list")
+def list_runs(
+    output: Output = Format.TABLE,
+    namespace: Namespace = None,
+    all_namespaces: Annotated[bool, typer.Option("-A", "--all-namespaces", help="Runs of all namespaces.")] = False,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    state: State = None,
+    local: Local = None,
+) -> None:
+    """List runs: those on this machine if there are any, else the cluster's."""
+    from esper_runtime.cli.watching import list_runs as listing
+
+    backend = choose(Place(namespace, context, kubeconfig, state, local))
+    listing(backend, output, all_namespaces=all_namespaces)
+
+
+@app.command()
+def status(
+    name: Name,
+    output: Output = Format.TABLE,
+    watch: Annotated[bool, typer.Option("-w", "--watch", help="Follow the run until it ends.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    state: State = None,
+    local: Local = None,
+) -> None:
+    """Show one run: its columns, conditions and history."""
+    from esper_runtime.cli.watching import show_status
+
+    show_status(_backend(name, namespace, context, kubeconfig, state, local), name, output, watch=watch)
+
+
+@app.command()
+def logs(
+    name: Name,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
+    container: Annotated[
+        str, typer.Option("-c", "--container", help="tolaria, weatherlight, kasmina or tamiyo.")
+    ] = "tolaria",
+    tail: Annotated[int | None, typer.Option(min=0, help="Only the last lines.")] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    state: State = None,
+    local: Local = None,
+) -> None:
+    """Print the log of a container of the newest pod."""
+    backend = _backend(name, namespace, context, kubeconfig, state, local)
+    for chunk in backend.logs(name, container=container, follow=follow, tail=tail):
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+
+
+@app.command()
+def halt(
+    name: Name,
+    mode: Annotated[
+        HaltMode, typer.Option(help="Freeze keeps the pods, Checkpoint saves and stops, Kill stops at once.")
+    ] = HaltMode.CHECKPOINT,
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    state: State = None,
+    local: Local = None,
+) -> None:
+    """Stop a run now; it stays stopped until `esper resume`."""
+    from esper_runtime.cli.control import halt as do
+
+    do(_backend(name, namespace, context, kubeconfig, state, local), name, mode.value, wait_s=timeout if wait else 0.0)
+
+
+@app.command()
+def resume(
+    name: Name,
+    wait: Wait = True,
+    timeout: Timeout = 120.0,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    state: State = None,
+    local: Local = None,
+) -> None:
+    """Lift a halt or a suspension. A run of this machine that nothing drives any more goes on in the foreground."""
+    from esper_runtime.cli.control import resume as do
+
+    backend = _backend(name, namespace, context, kubeconfig, state, local)
+    raise typer.Exit(do(backend, name, wait_s=timeout if wait else 0.0))
+
+
+@app.command()
+def suspend(
+    name: Name,
+    wait: Wait = True,
+    timeout: Timeout = 180.0,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    state: State = None,
+    local: Local = None,
+) -> None:
+    """Release the pods of a run and keep its state; `esper resume` goes on."""
+    from esper_runtime.cli.control import suspend as do
+
+    do(_backend(name, namespace, context, kubeconfig, state, local), name, wait_s=timeout if wait else 0.0)
+
+
+@app.command()
+def fetch(
+    name: Name,
+    destination: Annotated[Path, typer.Argument(help="Directory for the model; made when absent.")],
+    image: Annotated[
+        str | None, typer.Option(help="Image for the reader pod; by default the one the run's sidecars had.")
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    state: State = None,
+    local: Local = None,
+) -> None:
+    """Bring the exported model home, its digest checked."""
+    backend = _backend(name, namespace, context, kubeconfig, state, local)
+    for path in backend.fetch(name, destination, image=image):
+        typer.echo(path)
+
+
+@app.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition, for `esper crd | kubectl apply --server-side -f -`."""
+    from esper_operator.api.crd import manifest as definition
+
+    from esper_runtime.cli.output import document
+
+    typer.echo(document(definition(), Format.YAML))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(f"esper {installed('esper-runtime')}")
+
+
+def _backend(
+    name: str,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: Path | None,
+    state: Path | None,
+    local: bool | None,
+) -> Backend:
+    return choose(Place(namespace, context, kubeconfig, state, local), name)
+
+
+def _mounts(texts: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, directory = text.partition("=")
+        if not (name and equals and directory):
+            raise ManifestError(f"--mount {text}: write NAME=DIR")
+        found[name] = Path(directory)
+    return found
+
+
+def main() -> None:
+    """Entry point of `esper` and `kubectl-esper`."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(call: Callable[[], int | None]) -> int:
+    """Runs a command; errors become one message on standard error and an exit code."""
+    from typer._click.exceptions import ClickException
+
+    try:
+        return call() or 0
+    except typer.Abort:
+        return CliExit.INTERRUPTED
+    except ClickException as error:
+        error.show()
+        return error.exit_code
+    except ManifestError as error:
+        for problem in error.problems:
+            say(f"error: {problem}")
+        return CliExit.INVALID
+    except (BackendError, LocalError) as error:
+        say(f"error: {error}")
+        return CliExit.ERROR
+    except KeyboardInterrupt:
+        return CliExit.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`esper logs | head`): nothing is left to say.
+        sys.stderr.close()
+        return CliExit.SUCCEEDED
+
+
+if __name__ == "__main__":
+    main()
