@@ -7,7 +7,7 @@ changed. Nothing that belongs to somebody else is ever touched.
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import orjson
@@ -29,8 +29,10 @@ class Refused(Exception):
 
 
 class Applier:
-    def __init__(self, api: KubeApi, signals: Signals) -> None:
+    def __init__(self, api: KubeApi, signals: Signals, *, on_job: Callable[[Object], None]) -> None:
+        """`on_job` learns each Job as the server has stored it."""
         self._api = api
+        self._on_job = on_job
         self._signals = signals
         self._written: dict[str, dict[ChildKey, str]] = {}
         """Digest of each child as last written or found, by run UID."""
@@ -137,11 +139,13 @@ class Applier:
         foreground: bool = False,
     ) -> None:
         try:
-            await self._api.delete(
+            lingering = await self._api.delete(
                 resource, name, namespace=namespace, uid=uid, grace_seconds=grace_seconds, foreground=foreground
             )
         except (NotFound, Conflict):
             return  # that very object is gone
+        if lingering is not None and resource is JOBS:
+            self._on_job(lingering)
 
     async def _touch(self, pods: Iterable[Pod], value: str) -> None:
         """Lets the kubelet refresh the mounts of pods that run with an older configuration."""
@@ -158,7 +162,7 @@ class Applier:
     async def _job(self, seen: Observation, manifest: Object) -> str:
         """Creates the attempt's Job. Returns why not, in the server's words."""
         try:
-            await self._api.create(JOBS, manifest)
+            self._on_job(await self._api.create(JOBS, manifest))
         except AlreadyExists:
             metadata = manifest["metadata"]
             live = await self._api.get(JOBS, metadata["name"], namespace=metadata["namespace"])
@@ -166,6 +170,7 @@ class Applier:
                 _check_owner(seen.run, JOBS, manifest, live)
             except Refused as error:
                 return str(error)
+            self._on_job(live)
         except (Forbidden, Invalid) as error:
             return str(error)
         return ""

@@ -34,8 +34,11 @@ class WorkQueue(Generic[K]):
         self._timers: dict[K, _Timer] = {}
         self._failures: dict[K, int] = {}
         self._wake = asyncio.Event()
-        self.adds = 0
-        self.retries = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+        self.on_add: Callable[[], None] = lambda: None
+        self.on_retry: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         """Keys that wait for a worker."""
@@ -55,7 +58,7 @@ class WorkQueue(Generic[K]):
         self._cancel(key)
         if key in self._since:
             return
-        self.adds += 1
+        self.on_add()
         self._since[key] = _now()
         if key not in self._busy:
             self._ready.append(key)
@@ -81,7 +84,7 @@ class WorkQueue(Generic[K]):
         """Makes the key due after a pause that doubles with each failure in a row; returns that pause."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        self.retries += 1
+        self.on_retry()
         delay = min(BASE_RETRY_S * 2.0 ** min(failures, 30), MAX_RETRY_S) * (1 + JITTER * (2 * self._jitter() - 1))
         self.add_after(key, delay)
         return delay
@@ -95,21 +98,32 @@ class WorkQueue(Generic[K]):
         self._failures.pop(key, None)
 
     async def get(self) -> K:
-        """The next key; `done` must follow."""
-        while not self._ready:
+        """The next key; `done` must follow. Waits for ever once the queue is closed."""
+        while not self._ready or self._closed:
             self._wake.clear()
             await self._wake.wait()
         key = self._ready.popleft()
         del self._since[key]
         self._busy[key] = _now()
+        self._idle.clear()
         return key
 
     def done(self, key: K) -> None:
         """Ends the work on a key; one that became dirty meanwhile is due again."""
         del self._busy[key]
+        if not self._busy:
+            self._idle.set()
         if key in self._since:
             self._ready.append(key)
             self._wake.set()
+
+    def close(self) -> None:
+        """Gives no more keys out; what is being worked on may be finished."""
+        self._closed = True
+
+    async def wait_idle(self) -> None:
+        """Returns when no key is being worked on."""
+        await self._idle.wait()
 
     @property
     def idle(self) -> bool:

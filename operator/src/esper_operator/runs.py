@@ -60,7 +60,7 @@ class RunCache:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def keys(self) -> Iterator[RunKey]:
+    def __iter__(self) -> Iterator[RunKey]:
         return iter(tuple(self._runs))
 
     def get(self, key: RunKey) -> Run | None:
@@ -75,6 +75,14 @@ class RunCache:
     def uid_of(self, key: RunKey) -> str | None:
         cached = self._runs.get(key)
         return cached.uid if cached else None
+
+    def phases(self) -> dict[str, int]:
+        """How many runs are in each phase; every phase is there."""
+        counts = dict.fromkeys((phase.value for phase in Phase), 0)
+        for cached in self._runs.values():
+            phase = _section(cached.raw, "status").get("phase") or Phase.PENDING.value
+            counts[phase] = counts.get(phase, 0) + 1
+        return counts
 
     def senior_on_claim(self, key: RunKey) -> str:
         """Another live run that was first on the same claim and subPath, as namespace/name; empty when none was."""

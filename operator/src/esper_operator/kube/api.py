@@ -121,8 +121,11 @@ class KubeApi(Protocol):
         uid: str,
         grace_seconds: int | None = None,
         foreground: bool = False,
-    ) -> None:
-        """Only the object with that UID (`Conflict` otherwise). Foreground: it stays until its dependents are gone."""
+    ) -> Object | None:
+        """Only the object with that UID (`Conflict` otherwise). Foreground: it stays until its dependents are gone.
+
+        Returns the object when it lingers, None when it is gone.
+        """
         ...
 
 
@@ -165,9 +168,9 @@ class FencedApi:
         uid: str,
         grace_seconds: int | None = None,
         foreground: bool = False,
-    ) -> None:
+    ) -> Object | None:
         self._check()
-        await self._api.delete(
+        return await self._api.delete(
             resource, name, namespace=namespace, uid=uid, grace_seconds=grace_seconds, foreground=foreground
         )
 

@@ -186,7 +186,7 @@ class RestApi:
         uid: str,
         grace_seconds: int | None = None,
         foreground: bool = False,
-    ) -> None:
+    ) -> Object | None:
         options: Object = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -195,7 +195,8 @@ class RestApi:
         }
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
-        await self._write(_Call("delete", "DELETE", resource, resource.path(namespace, name), {}, options))
+        answer = await self._write(_Call("delete", "DELETE", resource, resource.path(namespace, name), {}, options))
+        return answer if answer.get("kind") == resource.kind else None
 
     # --- one request ---
 

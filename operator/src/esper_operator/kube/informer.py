@@ -107,6 +107,10 @@ class Informer(Generic[T]):
             for namespace in self._namespaces:
                 group.create_task(self._reflect(namespace), name=f"{self.kind} informer {namespace or 'all'}")
 
+    def learn(self, item: Object) -> None:
+        """Takes in the answer to our own write, so that the next look is not older than it."""
+        self._put(item)
+
     # --- one stream ---
 
     async def _reflect(self, namespace: str | None) -> None:

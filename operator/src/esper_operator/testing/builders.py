@@ -76,6 +76,7 @@ class Scene:
     reports: tuple[RunReport, ...] = ()
     report_age_s: float | None = None
     report_cursor: tuple[int, int] | None = None
+    superseded: tuple[tuple[int, int, int], ...] | None = ()
     broadcasts: tuple[Broadcast, ...] = ()
     signal: SignalRecord | None = None
     claim: Claim | None = None
@@ -219,6 +220,7 @@ class Scene:
             reports=self.reports,
             report_age_s=self.report_age_s,
             report_cursor=self.report_cursor,
+            superseded=self.superseded,
             broadcasts=self.broadcasts,
             signal=self.signal,
             claim_user=self.claim_user,

@@ -142,13 +142,14 @@ class FakeApi:
         uid: str,
         grace_seconds: int | None = None,
         foreground: bool = False,
-    ) -> None:
+    ) -> Object | None:
         body = {"uid": uid, "graceSeconds": grace_seconds, "foreground": foreground}
         with self._request(Request("delete", resource.kind, namespace, name, body)):
             key = (resource.plural, namespace, name)
             if self._found(key)["metadata"]["uid"] != uid:
                 raise Conflict("the UID in the precondition does not match", code=409)
             self._delete(key, grace_seconds=grace_seconds, foreground=foreground)
+            return copy.deepcopy(self._objects.get(key))
 
     # --- the rest of the world ---
 

@@ -1,0 +1,3 @@
+from esper_operator.main import main
+
+main()

@@ -1,0 +1,285 @@
+"""The operator's process: settings, clients, threads, root tasks, signals, exit codes.
+
+0: stopped by SIGTERM or SIGINT. 1: a part of it ended that never should, or the Lease is lost. 2: the settings or the
+cluster cannot be used.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from esper_leyline.oona import Oona
+from kubernetes.aio.config import ConfigException
+
+from esper_operator import keys
+from esper_operator.assembly import Leadership, Operator, assemble
+from esper_operator.http import application, at_most, serve
+from esper_operator.kube.client import Credentials, RestApi
+from esper_operator.kube.errors import KubeError
+from esper_operator.kube.lease import Elector, LeaseThread
+from esper_operator.logs import configure
+from esper_operator.metrics import Metrics
+from esper_operator.pull import HttpFetch, Puller
+from esper_operator.settings import OperatorSettings, SettingsError
+from esper_operator.watch import KopfThread, RunFeed
+
+logger = logging.getLogger("esper_operator")
+
+OK, FAILED, UNUSABLE = 0, 1, 2
+GRACE_S = 5.0
+"""For reconciles that are under way when the process is asked to stop."""
+MAX_SILENCE_S, MAX_QUEUE_AGE_S, MAX_WORK_S, MAX_LAG_S = 180.0, 120.0, 300.0, 5.0
+MONITOR_S = 0.5
+PHASES_EVERY = 10
+SEED_RETRY_S = 2.0
+MAX_START_FAILURES = 15
+
+
+@dataclass(slots=True)
+class Lag:
+    """How late the event loop was lately."""
+
+    seconds: float = 0.0
+
+
+class Process:
+    """All that lives as long as the process. `run` returns the exit code."""
+
+    def __init__(self, settings: OperatorSettings) -> None:
+        self._settings = settings
+        self._metrics = Metrics()
+        self._lag = Lag()
+        self._stop = asyncio.Event()
+        self._identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:12]}"
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        async with AsyncExitStack() as stack:
+            api = RestApi(await Credentials.load(), on_request=self._metrics.request)
+            stack.push_async_callback(api.close)
+            oona = await self._oona(stack)
+            lease = LeaseThread(self._elector)
+            operator = await self._operator(api, oona, lease)
+            if operator is None:
+                return OK if self._stop.is_set() else UNUSABLE
+            await self._serve(stack, operator, lease, oona)
+            return await self._live(stack, operator, lease, oona)
+
+    # --- putting it together ---
+
+    async def _oona(self, stack: AsyncExitStack) -> Oona | None:
+        config = self._settings.bus()
+        return await stack.enter_async_context(Oona(config)) if config else None
+
+    async def _elector(self, on_acquired: Any) -> tuple[Elector, Any]:
+        """Runs in the Lease's own loop, with a client of its own."""
+        api = RestApi(await Credentials.load(), user_agent="esper-operator-lease")
+        elector = Elector(
+            api,
+            namespace=self._settings.namespace,
+            name=self._settings.lease_name,
+            identity=self._identity,
+            on_acquired=on_acquired,
+        )
+        return elector, api.close
+
+    async def _operator(self, api: RestApi, oona: Oona | None, lease: LeaseThread) -> Operator | None:
+        """None when the process was asked to stop, or the API server could not be used."""
+        seed = await self._seed(api)
+        if seed is None:
+            return None
+        return assemble(
+            api,
+            settings=self._settings.core(seed),
+            namespaces=self._settings.watch_namespaces,
+            own_namespace=self._settings.namespace,
+            emergency_config_map=self._settings.emergency_config_map,
+            instance=self._identity,
+            leadership=Leadership(held=lambda: lease.held, term=lambda: lease.term),
+            publish=oona.publish_signal if oona else None,
+            metrics=self._metrics,
+        )
+
+    async def _seed(self, api: RestApi) -> bytes | None:
+        for _ in range(MAX_START_FAILURES):
+            try:
+                return await keys.load_or_make(api, namespace=self._settings.namespace, name=self._settings.seed_secret)
+            except KubeError as error:
+                logger.warning("the seed Secret cannot be read yet: %s", error)
+            try:
+                async with asyncio.timeout(SEED_RETRY_S):
+                    await self._stop.wait()
+                return None
+            except TimeoutError:
+                continue
+        logger.error("the API server could not be used; giving up")
+        return None
+
+    async def _serve(self, stack: AsyncExitStack, operator: Operator, lease: LeaseThread, oona: Oona | None) -> None:
+        queue = operator.queue
+        live = {
+            f"{informer.kind} informer": at_most(lambda i=informer: i.silent_s, MAX_SILENCE_S, "silent for")  # type: ignore[misc]
+            for informer in operator.informers
+        }
+        live |= {
+            "queue": at_most(lambda: queue.oldest_s() if lease.held else 0.0, MAX_QUEUE_AGE_S, "oldest key waits"),
+            "workers": at_most(queue.longest_work_s, MAX_WORK_S, "longest reconcile"),
+            "loop": at_most(lambda: self._lag.seconds, MAX_LAG_S, "lag"),
+        }
+        ready = {"caches": lambda: "" if operator.warm else "not filled yet"}
+        self._gauges(operator, lease, oona)
+        if self._settings.http_port:
+            app = application(live=live, ready=ready, registry=self._metrics.registry)
+            runner = await serve(app, self._settings.http_port)
+            stack.push_async_callback(runner.cleanup)
+
+    def _gauges(self, operator: Operator, lease: LeaseThread, oona: Oona | None) -> None:
+        follow, queue = self._metrics.follow, operator.queue
+        follow("esper_workqueue_depth", lambda: len(queue))
+        follow("esper_workqueue_oldest_seconds", queue.oldest_s)
+        follow("esper_workqueue_unfinished_work_seconds", queue.longest_work_s)
+        follow("esper_leader", lambda: float(lease.held))
+        follow("esper_bus_connected", lambda: float(oona is not None and oona.connected))
+        follow("esper_loop_lag_seconds", lambda: self._lag.seconds)
+        for informer in operator.informers:
+            follow("esper_informer_objects", informer.__len__, informer.kind)
+            follow("esper_informer_silent_seconds", lambda i=informer: i.silent_s, informer.kind)  # type: ignore[misc]
+        queue.on_add = lambda: self._metrics.count("esper_workqueue_adds_total")
+        queue.on_retry = lambda: self._metrics.count("esper_workqueue_retries_total")
+
+    # --- living ---
+
+    async def _live(self, stack: AsyncExitStack, operator: Operator, lease: LeaseThread, oona: Oona | None) -> int:
+        loop = asyncio.get_running_loop()
+        kopf = KopfThread(RunFeed(loop, operator.runs.put, operator.runs.drop), self._settings.watch_namespaces)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        workers = asyncio.create_task(self._lead(operator, lease), name="workers")
+        roots = [workers, *self._roots(operator, lease, oona, session)]
+        lease.start()
+        kopf.start()
+        code = await self._wait(roots, kopf, lease)
+        await self._wind_down(operator, workers)
+        await lease.stop()
+        for task in roots:
+            task.cancel()
+        await asyncio.gather(*roots, return_exceptions=True)
+        await kopf.stop()
+        return code
+
+    def _roots(
+        self, operator: Operator, lease: LeaseThread, oona: Oona | None, session: aiohttp.ClientSession
+    ) -> list[asyncio.Task[None]]:
+        """Tasks that never end by themselves; when one does, so does the process."""
+        puller = Puller(
+            intake=operator.intake,
+            pods=lambda: operator.live_pods() if lease.held else (),
+            bus_connected=lambda: oona is not None and oona.connected,
+            fetch=HttpFetch(session),
+            on_polls=lambda count: self._metrics.gauge("esper_report_polls", count),
+        )
+        coroutines: dict[str, Coroutine[Any, Any, None]] = {
+            f"{informer.kind} informer": informer.run() for informer in operator.informers
+        }
+        coroutines |= {
+            "runs": self._fill(operator),
+            "monitor": self._monitor(operator),
+            "events": operator.events.run(),
+            "pull": puller.run(),
+            "resync": self._resync(operator),
+        }
+        if oona is not None:
+            coroutines["reports"] = self._read_reports(operator, oona)
+        return [asyncio.create_task(coroutine, name=name) for name, coroutine in coroutines.items()]
+
+    async def _wait(self, roots: list[asyncio.Task[None]], kopf: KopfThread, lease: LeaseThread) -> int:
+        """Until somebody asks for the end, or a part of the whole has ended."""
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        ends: list[asyncio.Future[Any]] = [stop, kopf.ended, lease.failed, *roots]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if stop.done():
+            logger.info("stopping")
+            return OK
+        stop.cancel()
+        for end in ends:
+            if end.done() and end is not stop:
+                name = end.get_name() if isinstance(end, asyncio.Task) else "kopf or lease"
+                logger.critical("%s has ended; so must the process", name, exc_info=end.exception())
+        return FAILED
+
+    async def _lead(self, operator: Operator, lease: LeaseThread) -> None:
+        await operator.wait_warm()
+        await lease.acquired.wait()
+        logger.info("reconciling %d runs", len(operator.runs))
+        await operator.workers.run()
+
+    async def _wind_down(self, operator: Operator, workers: asyncio.Task[None]) -> None:
+        """Lets reconciles under way end, and Events go out."""
+        operator.queue.close()
+        try:
+            async with asyncio.timeout(GRACE_S):
+                await operator.queue.wait_idle()
+        except TimeoutError:
+            logger.warning("reconciles did not end in time")
+        workers.cancel()
+        await operator.events.flush(1.0)
+
+    async def _fill(self, operator: Operator) -> None:
+        delay = 0.5
+        while not operator.loaded.is_set():
+            try:
+                await operator.fill()
+            except KubeError as error:
+                logger.warning("the runs cannot be listed: %s", error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 30.0)
+        await asyncio.Event().wait()
+
+    async def _resync(self, operator: Operator) -> None:
+        while True:
+            try:
+                await operator.resync()
+            except KubeError as error:
+                logger.warning("the resync failed: %s", error)
+
+    async def _read_reports(self, operator: Operator, oona: Oona) -> None:
+        await operator.loaded.wait()  # reports of runs that are not known yet would be kept in vain
+        await operator.intake.read(oona.reports())
+
+    async def _monitor(self, operator: Operator) -> None:
+        loop = asyncio.get_running_loop()
+        ticks = 0
+        while True:
+            before = loop.time()
+            await asyncio.sleep(MONITOR_S)
+            self._lag.seconds = max(0.0, loop.time() - before - MONITOR_S)
+            if ticks % PHASES_EVERY == 0:
+                for phase, count in operator.runs.phases().items():
+                    self._metrics.gauge("esper_runs", count, phase)
+            ticks += 1
+
+
+def main() -> None:
+    """Entry point of `esper-operator` and `python -m esper_operator`."""
+    try:
+        settings = OperatorSettings.from_environ(os.environ)
+        configure(log_format=settings.log_format, level=settings.log_level)
+        code = asyncio.run(_run(settings))
+    except (SettingsError, ConfigException, keys.SeedError) as error:
+        print(f"esper-operator: {error}", file=sys.stderr)
+        code = UNUSABLE
+    sys.exit(code)
+
+
+async def _run(settings: OperatorSettings) -> int:
+    return await Process(settings).run()
