@@ -5,24 +5,20 @@ the disk. Nothing here touches a live model: loading gives fresh CPU tensors, an
 """
 
 import errno
-import json
 import logging
-import re
-import shutil
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from esper_leyline.runconfig import ResumeFrom, Retention
 from esper_leyline.v1.report_pb2 import CheckpointState
 
 from esper_runtime.checkpoint import manifest as manifests
-from esper_runtime.checkpoint import tensors as safetensors
 from esper_runtime.checkpoint.errors import (
     CheckpointError,
     CorruptFileError,
@@ -30,49 +26,25 @@ from esper_runtime.checkpoint.errors import (
     SaveError,
     SupersededError,
 )
-from esper_runtime.checkpoint.files import Bytes, Disk, aligned_buffer, read_file, write_file
-from esper_runtime.checkpoint.manifest import FileDigest, Manifest
+from esper_runtime.checkpoint.files import Disk
+from esper_runtime.checkpoint.generation import (
+    GenerationData,
+    LoadedGeneration,
+    Tensors,
+    read,
+    verify,
+    write,
+    write_export,
+)
+from esper_runtime.checkpoint.manifest import Manifest
 from esper_runtime.checkpoint.retention import Generation, best, superfluous
 from esper_runtime.checkpoint.volume import Volume, attempts_below, remove_tree, sync_directory
 
-STATE_FILE = "state.json"
 MAX_CORRUPT_LISTED = 8
-MAX_LOAD_SECONDS = 12.0
-"""A state that cannot be written (and so hardly read) in this time is reported as not feasible."""
+MAX_WRITE_SECONDS = 12.0
+"""A state whose write takes longer is reported as not feasible: a full rollback could not keep its 12 s."""
 _TEMPORARY = ".tmp-"
-_STEM = re.compile(r"[a-z][a-z0-9_]{0,31}")
 log = logging.getLogger(__name__)
-
-Tensors = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationData:
-    """One training state to save. The tensors must not change until the save is over."""
-
-    epoch: int
-    step: int
-    tensors: Mapping[str, Tensors]
-    """By file stem (model, optimizer, aux), then by name; all on the CPU."""
-    state: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever JSON can carry; no NaN, no infinity."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """What keepBest compares. Values that are not finite are left out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedGeneration:
-    """A verified training state, in fresh memory."""
-
-    tensors: Mapping[str, Mapping[str, torch.Tensor]]
-    state: Mapping[str, Any]
-    epoch: int
-    step: int
-    attempt: int
-    number: int
-    metrics: Mapping[str, float]
-    corrupt: tuple[str, ...]
-    """Newer files that did not verify, newest first: "a00001/gen-0000000007/model.safetensors: digest mismatch"."""
 
 
 class Store:
@@ -100,7 +72,7 @@ class Store:
         self._known: dict[tuple[int, int], Generation] = {}
         self._corrupt: list[str] = []
         self._last_error = ""
-        self._last_write_s: float | None = None
+        self._feasible: bool | None = None
 
     def prepare(self) -> None:
         """Claims the directory, removes what interrupted saves of this attempt left, and learns what is there.
@@ -108,12 +80,18 @@ class Store:
         CheckpointDirError when the directory cannot be used or another run owns it.
         """
         self.volume.claim()
-        for entry in self.volume.attempt_dir.iterdir():
-            if entry.name.startswith(_TEMPORARY):
-                log.info("removing what an interrupted save left: %s", entry)
-                remove_tree(entry)
+        self._remove_remnants()
         for attempt, directory in _directories(self.volume.run_dir):
             self._learn(attempt, directory)
+
+    def _remove_remnants(self) -> None:
+        """Deletes what interrupted saves and deletions left, of this attempt and of those it supersedes."""
+        owned = [attempt for attempt in self.volume.attempts() if attempt <= self.volume.attempt]
+        for place in (self.volume.run_dir, *(self.volume.run_dir / f"a{attempt:05d}" for attempt in owned)):
+            for entry in place.iterdir():
+                if entry.name.startswith(_TEMPORARY):
+                    log.info("removing what an interrupted writer left: %s", entry)
+                    _clean_up(entry)
 
     def _learn(self, attempt: int, directory: Path) -> None:
         number = manifests.number_of(directory.name)
@@ -155,77 +133,61 @@ class Store:
         message = f"checkpoint of step {data.step} was not saved: {why}"
         with self._lock:
             self._last_error = message
+            if number in (errno.ENOSPC, errno.EDQUOT):
+                self._feasible = False
         return SaveError(message, errno=number, path=self.volume.attempt_dir)
 
     def _save(self, data: GenerationData) -> Generation:
         newer = self.volume.superseded_by()
         if newer is not None:
             raise SupersededError(f"attempt {newer} owns {self.volume.run_dir}; attempt {self.volume.attempt} is over")
-        number = 1 + max((number for _, number in self._known), default=0)
+        number = 1 + max(_numbers(self.volume.run_dir), default=0)
         draft = self.volume.attempt_dir / f"{_TEMPORARY}{manifests.directory_name(number)}"
         final = self.volume.attempt_dir / manifests.directory_name(number)
-        if draft.exists():
-            remove_tree(draft)
         try:
+            if draft.exists():
+                remove_tree(draft)
             draft.mkdir()
             begun = time.monotonic()
-            manifest = self._write(draft, number, data)
-            self._last_write_s = time.monotonic() - begun
-            self._verify(draft, manifest, data)
-            sync_directory(draft)
+            manifest = write(draft, data, self._header(number, data), self._disk)
+            seconds = time.monotonic() - begun
+            verify(draft, manifest, data, self.verification, self._disk)
             draft.rename(final)
-        except (OSError, CheckpointError):
-            shutil.rmtree(draft, onerror=_log_left_behind)
+            sync_directory(self.volume.attempt_dir)
+        except (OSError, CheckpointError, MemoryError):
+            _clean_up(draft)
             raise
-        sync_directory(self.volume.attempt_dir)
         # With verification None the write protocol itself is trusted, else nothing could ever be deleted.
         generation = replace(_generation(manifest, final), verified=True)
         with self._lock:
             self._known[generation.key] = generation
+            self._feasible = seconds <= MAX_WRITE_SECONDS
         self._retain()
         return generation
 
-    def _write(self, draft: Path, number: int, data: GenerationData) -> Manifest:
-        files: dict[str, FileDigest] = {}
-        for stem, tensors in data.tensors.items():
-            if not _STEM.fullmatch(stem):
-                raise CheckpointError(f"{stem!r} cannot be a file stem")
-            name = f"{stem}.safetensors"
-            layout = safetensors.Layout(tensors, {"format": "pt"})
-            files[name] = write_file(draft / name, layout.parts(), size=layout.size, disk=self._disk)
-        state = _json_bytes(data.state, "state")
-        files[STATE_FILE] = write_file(draft / STATE_FILE, [_array(state)], size=len(state), disk=self._disk)
-        manifest = Manifest(
+    def _header(self, number: int, data: GenerationData) -> Manifest:
+        """The manifest as far as it is known before the files are written."""
+        with self._lock:
+            parent = max((number for _, number in self._known), default=None)
+        return Manifest(
             run_uid=self.volume.run_uid,
             attempt=self.volume.attempt,
             number=number,
-            parent=max((number for _, number in self._known), default=None),
+            parent=parent,
             step=data.step,
             epoch=data.epoch,
             created=round(self._clock(), 3),
             torch=torch.__version__,
             direct_io=self._disk.direct,
             verification=self.verification,
-            metrics={name: float(value) for name, value in data.metrics.items() if np.isfinite(value)},
-            files=files,
+            metrics={name: float(value) for name, value in data.metrics.items() if math.isfinite(value)},
+            files={},
         )
-        rendered = manifest.render()
-        write_file(draft / manifests.NAME, [_array(rendered)], size=len(rendered), disk=self._disk)
-        return manifest
-
-    def _verify(self, draft: Path, manifest: Manifest, data: GenerationData) -> None:
-        if self.verification == "None":
-            return
-        where = f"{draft.parent.name}/{draft.name}"
-        content = self._read_all(draft, manifest, where)
-        if self.verification == "Load":
-            loaded, _ = _decode(content, where)
-            for stem, tensors in data.tensors.items():
-                _compare(tensors, loaded.get(stem, {}), f"{where}/{stem}.safetensors")
 
     def _retain(self) -> None:
         with self._lock:
-            doomed = superfluous(list(self._known.values()), self.retention)
+            owned = [g for g in self._known.values() if g.attempt <= self.volume.attempt]
+            doomed = superfluous(owned, self.retention)
         for generation in doomed:
             hidden = generation.path.with_name(f"{_TEMPORARY}deleted-{generation.path.name}")
             try:
@@ -256,9 +218,13 @@ class Store:
             raise NoValidCheckpointError(
                 f"none of {len(candidates)} checkpoints below {self.volume.run_dir} verifies", tuple(corrupt)
             )
-        return None if resume_from is None else self._resume(resume_from)
+        return None if resume_from is None else self.load(resume_from)
 
-    def _resume(self, source: ResumeFrom) -> LoadedGeneration:
+    def load(self, source: ResumeFrom) -> LoadedGeneration:
+        """One generation of any run below this root: that of `source.step`, else by `source.select`.
+
+        NoValidCheckpointError when there is none that verifies.
+        """
         run_dir = self.volume.root / source.run_uid
         corrupt: list[str] = []
         for attempt, directory in self._resume_order(run_dir, source, corrupt):
@@ -277,12 +243,12 @@ class Store:
         for attempt, directory in reversed(_directories(run_dir)):
             where = f"{directory.parent.name}/{directory.name}"
             try:
-                read = manifests.read(directory, run_uid=source.run_uid, attempt=attempt, where=where)
+                header = manifests.read(directory, run_uid=source.run_uid, attempt=attempt, where=where)
             except CorruptFileError as error:
                 self._note_corrupt(str(error))
                 corrupt.append(str(error))
             else:
-                found.append((attempt, _generation(read, directory)))
+                found.append((attempt, _generation(header, directory)))
         if source.step is not None:
             return [(attempt, g.path) for attempt, g in found if g.step == source.step]
         if source.select == "Best":
@@ -294,8 +260,7 @@ class Store:
         where = f"{directory.parent.name}/{directory.name}"
         try:
             found = manifests.read(directory, run_uid=run_uid, attempt=attempt, where=where)
-            content = self._read_all(directory, found, where)
-            tensors, state = _decode(content, where)
+            tensors, state = read(directory, found, where, self._disk)
         except CorruptFileError as error:
             log.error("checkpoint does not verify, trying an older one: %s", error)
             self._note_corrupt(str(error))
@@ -312,25 +277,6 @@ class Store:
             metrics=found.metrics,
             corrupt=tuple(corrupt),
         )
-
-    def _read_all(self, directory: Path, manifest: Manifest, where: str) -> dict[str, Bytes]:
-        return {name: self._read(directory / name, want, f"{where}/{name}") for name, want in manifest.files.items()}
-
-    def _read(self, path: Path, want: FileDigest, where: str) -> Bytes:
-        """All bytes of one file, verified. CorruptFileError otherwise."""
-        try:
-            size = path.stat().st_size
-            if size != want.size:
-                raise CorruptFileError(where, f"has {size} bytes instead of {want.size}")
-            buffer = aligned_buffer(size)
-            digest = read_file(path, buffer, size=size, disk=self._disk)
-        except FileNotFoundError as error:
-            raise CorruptFileError(where, "missing") from error
-        except OSError as error:
-            raise CorruptFileError(where, f"cannot be read: {error}") from error
-        if digest != want:
-            raise CorruptFileError(where, f"digest mismatch: {digest.xxh3_128} instead of {want.xxh3_128}")
-        return buffer[:size]
 
     def _loaded(self, attempt: int, loaded: LoadedGeneration) -> None:
         with self._lock:
@@ -361,7 +307,8 @@ class Store:
                 last_error=self._last_error,
                 corrupt_files=self._corrupt,
             )
-            last_write_s = self._last_write_s
+            if self._feasible is not None:
+                state.feasible = self._feasible
         if not sound:
             return state
         state.latest_step = sound[-1].step
@@ -372,8 +319,6 @@ class Store:
         leader = best(sound, self.retention, 1)
         if leader:
             state.best_step = leader[0].step
-        if last_write_s is not None:
-            state.feasible = last_write_s <= MAX_LOAD_SECONDS
         return state
 
     # Export
@@ -389,7 +334,7 @@ class Store:
             if draft.exists():
                 remove_tree(draft)
             draft.mkdir()
-            self._write_export(draft, tensors, meta)
+            write_export(draft, tensors, meta, self._disk)
             if final.exists():
                 aside = final.with_name(f"{_TEMPORARY}export-replaced")
                 if aside.exists():
@@ -401,17 +346,9 @@ class Store:
                 draft.rename(final)
             sync_directory(self.volume.run_dir)
         except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
+            _clean_up(draft)
             raise SaveError(f"the model was not exported: {error}", errno=error.errno, path=final) from error
         return final
-
-    def _write_export(self, draft: Path, tensors: Tensors, meta: Mapping[str, Any]) -> None:
-        layout = safetensors.Layout(tensors, {"format": "pt"})
-        digest = write_file(draft / "model.safetensors", layout.parts(), size=layout.size, disk=self._disk)
-        document = {**meta, "file": "model.safetensors", "size": digest.size, "xxh3_128": digest.xxh3_128}
-        text = _json_bytes(document, "meta")
-        write_file(draft / "model.json", [_array(text)], size=len(text), disk=self._disk)
-        sync_directory(draft)
 
 
 def _directories(run_dir: Path) -> list[tuple[int, Path]]:
@@ -423,6 +360,11 @@ def _directories(run_dir: Path) -> list[tuple[int, Path]]:
             if number is not None:
                 found.append((attempt, number, entry))
     return [(attempt, entry) for attempt, _, entry in sorted(found)]
+
+
+def _numbers(run_dir: Path) -> list[int]:
+    """Every generation number in use, readable or not."""
+    return [manifests.number_of(directory.name) or 0 for _, directory in _directories(run_dir)]
 
 
 def _generation(manifest: Manifest, path: Path) -> Generation:
@@ -438,44 +380,9 @@ def _generation(manifest: Manifest, path: Path) -> Generation:
     )
 
 
-def _decode(content: Mapping[str, Bytes], where: str) -> tuple[dict[str, dict[str, torch.Tensor]], Mapping[str, Any]]:
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for name, data in content.items():
-        if name == STATE_FILE:
-            continue
-        try:
-            tensors[name.removesuffix(".safetensors")] = safetensors.parse(data)
-        except safetensors.FormatError as error:
-            raise CorruptFileError(f"{where}/{name}", str(error)) from error
+def _clean_up(path: Path) -> None:
+    """Removes a remnant. Where that fails it stays hidden, takes room, and is tried again by the next prepare()."""
     try:
-        state = json.loads(content[STATE_FILE].tobytes())
-    except KeyError as error:
-        raise CorruptFileError(f"{where}/{STATE_FILE}", "not in the manifest") from error
-    except ValueError as error:
-        raise CorruptFileError(f"{where}/{STATE_FILE}", f"no JSON: {error}") from error
-    return tensors, state
-
-
-def _compare(wanted: Tensors, loaded: Tensors, where: str) -> None:
-    """Bytes are known to be equal by digest; this compares what they mean."""
-    if wanted.keys() != loaded.keys():
-        raise CorruptFileError(where, "loads with other tensor names")
-    for name, tensor in wanted.items():
-        other = loaded[name]
-        if tensor.dtype != other.dtype or tensor.shape != other.shape:
-            raise CorruptFileError(where, f"tensor {name} loads as {other.dtype} of {list(other.shape)}")
-
-
-def _json_bytes(value: Mapping[str, Any], what: str) -> bytes:
-    try:
-        return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise SaveError(f"{what} is not JSON: {error}") from error
-
-
-def _array(data: bytes) -> Bytes:
-    return np.frombuffer(data, dtype=np.uint8)
-
-
-def _log_left_behind(_: Any, path: str, error: Any) -> None:
-    log.warning("cannot remove %s after a failed save: %s", path, error[1])
+        remove_tree(path)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", path, error)

@@ -1,0 +1,149 @@
+"""Checkpoints as the trainer sees them: when to save, what to say about it, and how to wait without looking dead.
+
+Saving costs the training thread one copy on the host; a thread writes. A save that fails never stops training: it is
+counted, reported, and tried again at the next cadence.
+"""
+
+import errno
+import time
+from collections.abc import Callable, Mapping
+
+from esper_leyline.reasons import RunReason
+from esper_leyline.runconfig import Checkpoint, ResumeFrom
+from esper_leyline.v1 import report_pb2 as pb
+
+from esper_runtime.checkpoint import LoadedGeneration, NoValidCheckpointError, SaveOutcome, Store, Writer
+from esper_runtime.checkpoint.wal import Kind
+from esper_runtime.tolaria.facts import Facts
+from esper_runtime.tolaria.judge import Call, Verdict
+from esper_runtime.tolaria.state import TrainState
+from esper_runtime.tolaria.telemetry import Events
+
+COMPONENT = "checkpoint"
+BEAT_S = 0.05
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Checkpoints:
+    """`beat` is called while waiting for the disk."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        *,
+        config: Checkpoint,
+        facts: Facts,
+        events: Events,
+        beat: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store = store
+        self.config = config
+        self._writer = writer
+        self._facts = facts
+        self._events = events
+        self._beat = beat
+        self._monotonic = monotonic
+        self._submitted_at = monotonic()
+        self._outstanding = 0
+        self._stall_ms: float | None = None
+        self._degraded = False
+        self.saved_step: int | None = None
+        """Of the newest save that this process completed."""
+
+    def configure(self, config: Checkpoint) -> None:
+        """New cadence and retention."""
+        self.config = config
+        self.store.retention = config.retention
+
+    # When
+
+    def after_step(self, state: TrainState, verdict: Verdict) -> None:
+        if self._outstanding:
+            self._report()
+        if verdict.call is Call.GOOD and self._due(state.step) and not self._outstanding:
+            self.submit(state, {})
+
+    def _due(self, step: int) -> bool:
+        every, period = self.config.every_steps, self.config.period_seconds
+        if every is not None and step % every == 0:
+            return True
+        return period is not None and self._monotonic() - self._submitted_at >= period
+
+    def submit(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Hands a copy of the state to the writer."""
+        begun = self._monotonic()
+        self._writer.submit(state.generation(metrics))
+        self._submitted_at = self._monotonic()
+        self._stall_ms = (self._submitted_at - begun) * 1e3
+        self._outstanding += 1
+
+    def save_now(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> int | None:
+        """Saves and waits; the step, or None when it failed."""
+        self.submit(state, metrics or {})
+        self.wait()
+        return self.saved_step if self.saved_step == state.step else None
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        while not self._writer.drain(BEAT_S):
+            self._beat()
+        self._report()
+
+    # What became of it
+
+    def _report(self) -> None:
+        for outcome in self._writer.poll():
+            self._outstanding = max(0, self._outstanding - 1)
+            if outcome.saved:
+                self._saved(outcome)
+            elif not outcome.replaced:
+                self._failed(outcome)
+
+    def _saved(self, outcome: SaveOutcome) -> None:
+        self.saved_step = outcome.step
+        if self._degraded:
+            self._degraded = False
+            message = f"step {outcome.step} is saved"
+            self._events.degradation(COMPONENT, degraded=False, reason=RunReason.CHECKPOINT_SAVED, message=message)
+        self.report_state()
+
+    def _failed(self, outcome: SaveOutcome) -> None:
+        self._facts.record(Kind.CHECKPOINT_FAILURE, step=outcome.step, error=outcome.error[:512])
+        full = outcome.errno in _FULL
+        reason = RunReason.CHECKPOINT_VOLUME_FULL if full else RunReason.CHECKPOINT_FAILED
+        remedy = "; enlarge the volume or lower checkpoint.retention" if full else ""
+        self._degraded = True
+        self._events.degradation(COMPONENT, degraded=True, reason=reason, message=outcome.error + remedy)
+        self.report_state()
+
+    def report_state(self) -> None:
+        state: pb.CheckpointState = self.store.state()
+        if self._stall_ms is not None:
+            state.last_stall_ms = self._stall_ms
+        self._events.checkpoint(state)
+
+    # Back again
+
+    def load_newest(self, *, before_step: int | None = None) -> LoadedGeneration | None:
+        """The newest verified generation; None without any, or when it is not older than `before_step`."""
+        self.wait()
+        try:
+            loaded = self.store.load_newest()
+        except NoValidCheckpointError:
+            return None
+        if loaded is None or (before_step is not None and loaded.step >= before_step):
+            return None
+        return loaded
+
+    def load_best(self) -> LoadedGeneration | None:
+        """The best verified generation by retention.metric; None without any."""
+        self.wait()
+        try:
+            return self.store.load(ResumeFrom(run_uid=self.store.volume.run_uid, select="Best"))
+        except NoValidCheckpointError:
+            return None
+
+    def close(self, timeout_s: float) -> None:
+        self._writer.close(timeout_s)

@@ -1,0 +1,190 @@
+"""Rolls training back inside the process: in-place copies, verified, counted, within a budget.
+
+The target is a state from before the first suspect step; the batches of all suspect steps are skipped for good. What
+a rollback changes for ever (its count, the skipped batches, the learning-rate scale) goes into the run's log.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from esper_leyline.exitcodes import ExitCode
+from esper_leyline.reasons import RunReason
+from esper_leyline.runconfig import Rollback
+from esper_leyline.v1 import report_pb2 as pb
+
+from esper_runtime.checkpoint.wal import Kind
+from esper_runtime.tolaria.data import Position
+from esper_runtime.tolaria.durable import Checkpoints
+from esper_runtime.tolaria.facts import Facts
+from esper_runtime.tolaria.judge import Call, Verdict
+from esper_runtime.tolaria.memory import Memory
+from esper_runtime.tolaria.outcome import Outcome
+from esper_runtime.tolaria.state import TrainState
+from esper_runtime.tolaria.telemetry import Events
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trouble:
+    """Why and from where to roll back."""
+
+    cause: RunReason
+    message: str
+    at_step: int
+    """The step that was refused, or after which a rollback was asked for."""
+    first_suspect: int
+    """Targets are older than this step."""
+    poisoned: tuple[Position, ...]
+    """Batches of the suspect steps."""
+    began_ns: int
+    """CLOCK_MONOTONIC when the first bad value existed."""
+    detected_ns: int
+
+
+class Rollbacks:
+    """`on_rolled_back` is told after each one."""
+
+    def __init__(
+        self,
+        *,
+        config: Rollback,
+        memory: Memory,
+        checkpoints: Checkpoints,
+        facts: Facts,
+        events: Events,
+        on_rolled_back: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.config = config
+        self._memory = memory
+        self._checkpoints = checkpoints
+        self._facts = facts
+        self._events = events
+        self._on_rolled_back = on_rolled_back
+        self._suspects: list[Position] = []
+        self._began_ns = 0
+
+    def after_step(self, state: TrainState, verdict: Verdict, *, evaluated_ns: int, judged_ns: int) -> Outcome | None:
+        """Follows the verdicts; an Outcome when training has to end."""
+        if verdict.call is Call.GOOD:
+            if self._suspects:
+                self._suspects.clear()
+            return None
+        if not self._suspects:
+            self._began_ns = evaluated_ns
+        self._suspects.append(state.loader.current)
+        if verdict.call is Call.DISCARD:
+            self._discarded(state, verdict)
+            return None
+        if verdict.call is Call.SUSPECT:
+            return None
+        assert verdict.reason is not None
+        trouble = Trouble(
+            cause=verdict.reason,
+            message=verdict.message,
+            at_step=state.step + 1,
+            first_suspect=verdict.first_suspect,
+            poisoned=tuple(self._suspects),
+            began_ns=self._began_ns,
+            detected_ns=judged_ns,
+        )
+        self._suspects.clear()
+        if verdict.action == "Halt":
+            return self._end(state, trouble, ExitCode.HALTED, trouble.cause, trouble.message)
+        return self.roll_back(state, trouble)
+
+    def _discarded(self, state: TrainState, verdict: Verdict) -> None:
+        assert verdict.reason is not None
+        loader = state.loader
+        loader.skipped.update(self._suspects)
+        self._facts.record(Kind.SKIP, positions=[loader.number(position) for position in self._suspects])
+        self._suspects.clear()
+        self._events.notice(verdict.reason, f"{verdict.message}; the step was not applied", warning=True)
+
+    def roll_back(self, state: TrainState, trouble: Trouble) -> Outcome | None:
+        """In place. An Outcome when the budget is used up or there is nothing to go back to."""
+        config = self.config
+        used = self._facts.rollbacks_within(config.window_seconds)
+        if used >= config.max_rollbacks:
+            limit = f"rollback.maxRollbacks within {config.window_seconds} s of training"
+            why = f"{used} rollbacks, {limit}; {trouble.message}"
+            return self._exhausted(state, trouble, why)
+        from_step = trouble.at_step
+        self._events.transition(
+            pb.RUNTIME_PHASE_ROLLING_BACK, reason=trouble.cause, message=trouble.message, step=state.step
+        )
+        target = self._restore(state, trouble.first_suspect)
+        if target is None:
+            return self._exhausted(state, trouble, f"nothing to roll back to from step {from_step}: {trouble.message}")
+        self._remember(state, trouble, from_step, target)
+        self._on_rolled_back()
+        self._events.recovery(_recovery(trouble, from_step, target))
+        message = f"back at step {target}"
+        self._events.transition(pb.RUNTIME_PHASE_RUNNING, reason=RunReason.ROLLED_BACK, message=message, step=target)
+        return None
+
+    def _restore(self, state: TrainState, first_suspect: int) -> int | None:
+        """Step of the state now in place, by rollback.target; None when no source is valid."""
+        if self.config.target == "BeforeAnomaly":
+            step = self._memory.restore_good(state, before_step=first_suspect)
+            if step is not None:
+                return step
+        best = self.config.target == "Best"
+        loaded = self._checkpoints.load_best() if best else self._checkpoints.load_newest(before_step=first_suspect)
+        if loaded is None and best:
+            loaded = self._checkpoints.load_newest(before_step=first_suspect)
+        if loaded is None:
+            return None if self.config.target == "BeforeAnomaly" else self._memory_instead(state, first_suspect)
+        state.restore_generation(loaded)
+        self._memory.start_again_at(state)
+        return loaded.step
+
+    def _memory_instead(self, state: TrainState, first_suspect: int) -> int | None:
+        """No checkpoint was saved yet: a good snapshot is as good a place to start from."""
+        return self._memory.restore_good(state, before_step=first_suspect)
+
+    def _remember(self, state: TrainState, trouble: Trouble, from_step: int, to_step: int) -> None:
+        self._facts.rolled_back(cause=trouble.cause, from_step=from_step, to_step=to_step)
+        if self.config.skip_batches == "Anomalous" and trouble.poisoned:
+            loader = state.loader
+            loader.skipped.update(trouble.poisoned)
+            self._facts.record(Kind.SKIP, positions=[loader.number(position) for position in trouble.poisoned])
+        if self.config.learning_rate_scale != 1.0:
+            self.scale_learning_rate(state, self.config.learning_rate_scale, "after a rollback")
+
+    def scale_learning_rate(self, state: TrainState, factor: float, why: str) -> None:
+        """For good."""
+        state.learning_rate_scale *= factor
+        self._facts.record(Kind.LEARNING_RATE, scale=state.learning_rate_scale)
+        message = f"learning rate times {factor:g} {why}: now {state.learning_rate_scale:g} of its schedule"
+        self._events.notice(RunReason.LEARNING_RATE_SCALED, message)
+
+    def _exhausted(self, state: TrainState, trouble: Trouble, why: str) -> Outcome:
+        code = ExitCode.HALTED if self.config.on_exhausted == "Halt" else ExitCode.ROLLBACK_EXHAUSTED
+        return self._end(state, trouble, code, RunReason.ROLLBACKS_EXHAUSTED, why)
+
+    def _end(self, state: TrainState, trouble: Trouble, code: ExitCode, reason: RunReason, message: str) -> Outcome:
+        """Leaves a checkpoint of the last good state behind, when memory has one that the volume has not."""
+        halted = code is ExitCode.HALTED
+        phase = pb.RUNTIME_PHASE_HALTING if halted else pb.RUNTIME_PHASE_STOPPING
+        self._events.transition(phase, reason=reason, message=message, step=state.step)
+        good = self._memory.restore_good(state, before_step=trouble.first_suspect)
+        saved = self._checkpoints.save_now(state) if good is not None else None
+        if halted:
+            self._events.transition(pb.RUNTIME_PHASE_HALTED, reason=reason, message=message, step=state.step)
+        return Outcome(exit_code=code, reason=reason, message=message, saved_step=saved)
+
+
+def _recovery(trouble: Trouble, from_step: int, to_step: int) -> pb.Recovery:
+    now_ns, now = time.monotonic_ns(), time.time_ns()
+    recovery = pb.Recovery(
+        kind=pb.RECOVERY_KIND_IN_PROCESS,
+        cause=trouble.cause,
+        from_step=from_step,
+        to_step=to_step,
+        detect_ms=(trouble.detected_ns - trouble.began_ns) / 1e6,
+        recover_ms=(now_ns - trouble.detected_ns) / 1e6,
+        verified=True,
+    )
+    recovery.detected_time.FromNanoseconds(now - (now_ns - trouble.detected_ns))
+    recovery.completed_time.FromNanoseconds(now)
+    return recovery

@@ -1,0 +1,126 @@
+"""What the trainer tells the rest of the pod: the heartbeat page after every step, events into the journal."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from esper_leyline import paths
+from esper_leyline.journal import JournalWriter
+from esper_leyline.pages import Page, float_bits
+from esper_leyline.v1 import report_pb2 as pb
+from esper_leyline.v1.emergency_pb2 import EmergencyAck
+
+MAX_MESSAGE = 1024
+WRITER = "tolaria"
+
+
+class Heart:
+    """The trainer's slot of trainer.page."""
+
+    def __init__(self, run_dir: Path, *, slot: int = 0, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._page = Page.create(run_dir / paths.TRAINER_PAGE, slots=slot + 1)
+        self._slot = slot
+        self._pid = os.getpid()
+        self._monotonic_ns = monotonic_ns
+        self.phase: pb.RuntimePhase = pb.RUNTIME_PHASE_STARTING
+        self.order = 0
+        """Of the emergency signal acted upon."""
+        self.validating = False
+        self.total_steps = 0
+        self.step = 0
+        self.epoch = 0
+        """From 1; 0 before training."""
+        self._loss = math.nan
+
+    def beat(self) -> None:
+        """A sign of life without progress."""
+        flags = (self.epoch << 32) | (int(self.validating) << 16) | self.phase
+        loss_bits = float_bits(self._loss)
+        self._page.write(
+            self._slot,
+            (self.step, flags, self._monotonic_ns(), loss_bits, self.total_steps, self._pid, self.order),
+        )
+
+    def progress(self, *, step: int, epoch: int, loss: float) -> None:
+        self.step, self.epoch, self._loss = step, epoch, loss
+        self.beat()
+
+
+class Events:
+    """Appends RuntimeEvents, each with the run's counters."""
+
+    def __init__(self, run_dir: Path, *, counters: Callable[[], pb.Counters], heart: Heart) -> None:
+        self._journal = JournalWriter(run_dir / paths.JOURNAL)
+        self._counters = counters
+        self._heart = heart
+
+    def append(self, event: pb.RuntimeEvent) -> None:
+        event.writer = WRITER
+        event.monotonic_ns = time.monotonic_ns()
+        if not event.HasField("time"):
+            event.time.GetCurrentTime()
+        event.counters.CopyFrom(self._counters())
+        self._journal.append(event)
+
+    def transition(self, to: pb.RuntimePhase, *, reason: str, message: str = "", step: int) -> None:
+        """Moves to a phase, in the journal and on the page. Nothing when already there."""
+        before = self._heart.phase
+        if before == to:
+            return
+        self.move(before, to, reason=reason, message=message, step=step)
+
+    def move(self, before: pb.RuntimePhase, to: pb.RuntimePhase, *, reason: str, message: str = "", step: int) -> None:
+        event = pb.RuntimeEvent()
+        event.transition.from_phase = before
+        event.transition.to_phase = to
+        event.transition.reason = reason
+        event.transition.message = message[:MAX_MESSAGE]
+        event.transition.step = step
+        event.transition.time.GetCurrentTime()
+        self.append(event)
+        self._heart.phase = to
+        self._heart.beat()
+
+    def notice(self, reason: str, message: str, *, warning: bool = False) -> None:
+        self.append(pb.RuntimeEvent(notice=pb.Notice(reason=reason, message=message[:MAX_MESSAGE], warning=warning)))
+
+    def degradation(self, component: str, *, degraded: bool, reason: str, message: str) -> None:
+        self.degraded(
+            pb.Degradation(component=component, degraded=degraded, reason=reason, message=message[:MAX_MESSAGE])
+        )
+
+    def degraded(self, degradation: pb.Degradation) -> None:
+        self.append(pb.RuntimeEvent(degradation=degradation))
+
+    def failure(self, reason: str, message: str, *, exit_code: int, step: int) -> None:
+        event = pb.RuntimeEvent()
+        event.failure.reason = reason
+        event.failure.message = message[-2048:]
+        event.failure.exit_code = exit_code
+        event.failure.container = WRITER
+        event.failure.step = step
+        event.failure.time.GetCurrentTime()
+        self.append(event)
+
+    def ack(self, ack: EmergencyAck) -> None:
+        self.append(pb.RuntimeEvent(ack=ack))
+
+    def recovery(self, recovery: pb.Recovery) -> None:
+        self.append(pb.RuntimeEvent(recovery=recovery))
+
+    def checkpoint(self, state: pb.CheckpointState) -> None:
+        self.append(pb.RuntimeEvent(checkpoint=state))
+
+    def epoch(self, progress: pb.Progress) -> None:
+        self.append(pb.RuntimeEvent(epoch=progress))
+
+    def completion(self, completion: pb.Completion) -> None:
+        self.append(pb.RuntimeEvent(completion=completion))
+
+
+def named(metrics: Mapping[str, float]) -> list[pb.NamedMetric]:
+    """At most 32, finite ones only."""
+    finite = [(name, value) for name, value in metrics.items() if math.isfinite(value)]
+    return [pb.NamedMetric(name=name, value=value) for name, value in finite[:32]]

@@ -1,0 +1,110 @@
+"""`python -m esper_runtime.tolaria.trainer`: one training process, started and watched by the supervisor.
+
+Exit codes are esper_leyline.exitcodes. Whatever ends it by its own doing leaves last-word.json; only a kill does not.
+"""
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from esper_leyline import paths
+from esper_leyline.exitcodes import ExitCode
+from esper_leyline.reasons import RunReason
+from esper_leyline.runconfig import RunConfig, RunConfigError, parse
+
+from esper_runtime.checkpoint import CheckpointDirError, CheckpointError, NoValidCheckpointError
+from esper_runtime.sidecar.environment import SettingsError
+from esper_runtime.tolaria.assemble import Bench, assemble, build, lay_out
+from esper_runtime.tolaria.entrypoint import UserCodeError, shortened
+from esper_runtime.tolaria.lastword import LastWord
+from esper_runtime.tolaria.loop import train
+from esper_runtime.tolaria.outcome import Outcome
+from esper_runtime.tolaria.place import Place
+from esper_runtime.tolaria.state import StateMismatchError
+
+CLOSE_S = 5.0
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Runs to an exit code."""
+    os.umask(paths.UMASK)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        place = Place.read(os.environ)
+        config = parse(place.config_file.read_text(encoding="utf-8"))
+    except (SettingsError, RunConfigError, OSError) as error:
+        log.critical("cannot start: %s", error)
+        return ExitCode.CONFIG
+    dump_stacks_on_request(place.run_dir)
+    (place.run_dir / paths.LAST_WORD).unlink(missing_ok=True)
+    try:
+        bench = lay_out(place, config)
+    except (CheckpointDirError, CheckpointError, OSError) as error:
+        outcome = Outcome(
+            exit_code=ExitCode.CHECKPOINT_DIR, reason=RunReason.CHECKPOINT_DIR_UNUSABLE, message=str(error)
+        )
+        leave_last_word(place.run_dir, outcome)
+        return outcome.exit_code
+    return conclude(bench, run(bench, config))
+
+
+def run(bench: Bench, config: RunConfig) -> Outcome:
+    """Trains. An error with a meaning of its own becomes its Outcome; anything else is a crash."""
+    try:
+        workload, device, state = build(bench)
+        parts = assemble(bench, workload, device, state)
+        parts.control.listen()
+        outcome = train(parts, state)
+        parts.checkpoints.close(CLOSE_S)
+        return outcome
+    except UserCodeError as error:
+        return Outcome(exit_code=ExitCode.USER_CODE, reason=error.reason, message=str(error))
+    except StateMismatchError as error:
+        return Outcome(exit_code=ExitCode.USER_CODE, reason=RunReason.USER_CODE_ERROR, message=str(error))
+    except NoValidCheckpointError as error:
+        return Outcome(exit_code=ExitCode.NO_VALID_CHECKPOINT, reason=RunReason.NO_VALID_CHECKPOINT, message=str(error))
+    except Exception as error:
+        log.exception("training crashed")
+        return Outcome(exit_code=ExitCode.TRAINER_CRASHED, reason=RunReason.TRAINER_CRASHED, message=shortened(error))
+
+
+_WITHOUT_FAILURE = frozenset({ExitCode.COMPLETE, ExitCode.HALTED, ExitCode.DRAINED, ExitCode.TRAINER_CRASHED})
+"""Ends that are none, and crashes, which the supervisor reports as it does kills."""
+
+
+def conclude(bench: Bench, outcome: Outcome) -> int:
+    step = bench.heart.step
+    log.info("trainer ends: %s (%d) %s", outcome.reason, outcome.exit_code, outcome.message)
+    if outcome.exit_code not in _WITHOUT_FAILURE:
+        bench.events.failure(outcome.reason, outcome.message, exit_code=outcome.exit_code, step=step)
+    leave_last_word(bench.place.run_dir, outcome, step=step, epoch=bench.heart.epoch)
+    return int(outcome.exit_code)
+
+
+def leave_last_word(run_dir: Path, outcome: Outcome, *, step: int | None = None, epoch: int | None = None) -> None:
+    word = LastWord(
+        reason=outcome.reason,
+        message=outcome.message,
+        exit_code=outcome.exit_code,
+        step=step,
+        saved_step=outcome.saved_step,
+        epoch=epoch,
+    )
+    try:
+        word.write(run_dir / paths.LAST_WORD)
+    except OSError as error:
+        log.error("cannot leave the last word: %s", error)
+
+
+def dump_stacks_on_request(run_dir: Path) -> None:
+    """SIGUSR1 writes the stacks of all threads; the file stays open for that."""
+    descriptor = os.open(run_dir / paths.STACK_DUMP, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
+    faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Evaluation of held-out data: mean loss and metrics, without gradients, with signs of life and an ear for stops."""
+
+from collections.abc import Callable
+
+import torch
+
+from esper_runtime.tolaria.data import batch_length, in_order
+from esper_runtime.tolaria.outcome import Outcome
+from esper_runtime.workload import Data, Workload
+
+
+def evaluate(
+    workload: Workload, data: Data, *, device: torch.device, between_batches: Callable[[], Outcome | None]
+) -> dict[str, float] | Outcome:
+    """{"loss": mean, metric: mean, ...}, or the Outcome of a stop that came in between."""
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    model = workload.model
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in in_order(
+                data, batch_size=workload.validation_batch_size or workload.batch_size, device=device
+            ):
+                outcome = between_batches()
+                if outcome is not None:
+                    return outcome
+                length = batch_length(batch) or 1
+                parts = {"loss": (float(workload.loss(model, batch)) * length, length)}
+                if workload.metrics is not None:
+                    parts.update(workload.metrics(model, batch))
+                for name, (total, count) in parts.items():
+                    sums[name] = sums.get(name, 0.0) + total
+                    counts[name] = counts.get(name, 0) + count
+    finally:
+        model.train()
+    return {name: total / counts[name] for name, total in sums.items() if counts[name]}

@@ -1,0 +1,1 @@
+"""Workloads that ship with the runtime image: real data, no downloads."""
