@@ -171,7 +171,7 @@ def reference() -> str:
         lines += ["", f"## {part}", "", "| Field | Type | Default | Meaning |", "|---|---|---|---|"]
         lines += [_row(path, each, required) for path, each, required in _fields(root[part], part)]
     lines += ["", "## Rules", "", "Checked by the API server, and again by the operator.", ""]
-    lines += [f"* `{path}`: {rule['message']}" for path, rule in _rules(_root(), "")]
+    lines += [f"* `{path}`: {rule['message']}" for path, rule in cel_rules(_root())]
     return "\n".join(lines) + "\n"
 
 
@@ -211,10 +211,11 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _rules(schema: Schema, path: str) -> Iterator[tuple[str, dict[str, str]]]:
+def cel_rules(schema: Schema, path: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+    """Every rule in `schema` with the path of the field that it stands at."""
     for rule in schema.get("x-kubernetes-validations", ()):
         yield path or "metadata.name", rule
     for name, each in schema.get("properties", {}).items():
-        yield from _rules(each, f"{path}.{name}" if path else name)
+        yield from cel_rules(each, f"{path}.{name}" if path else name)
     if "items" in schema:
-        yield from _rules(schema["items"], path + "[]")
+        yield from cel_rules(schema["items"], path + "[]")

@@ -250,6 +250,8 @@ class HistoryEntry(StatusModel):
 
 
 class Status(StatusModel):
+    """What became of the run so far; written by the operator."""
+
     observed_generation: Count | None = None
     """metadata.generation that this status is about."""
     phase: Phase | None = None
