@@ -19,8 +19,9 @@ from esper_runtime.checkpoint.volume import Volume
 from esper_runtime.checkpoint.wal import Wal, WalError, WalState
 
 if TYPE_CHECKING:
+    from esper_runtime.checkpoint.generation import GenerationData, LoadedGeneration
     from esper_runtime.checkpoint.retention import Generation
-    from esper_runtime.checkpoint.store import GenerationData, LoadedGeneration, Store
+    from esper_runtime.checkpoint.store import Store
     from esper_runtime.checkpoint.writer import SaveOutcome, Writer
 
 __all__ = [
@@ -44,8 +45,8 @@ __all__ = [
 
 _LAZY = {
     "Generation": "retention",
-    "GenerationData": "store",
-    "LoadedGeneration": "store",
+    "GenerationData": "generation",
+    "LoadedGeneration": "generation",
     "Store": "store",
     "SaveOutcome": "writer",
     "Writer": "writer",

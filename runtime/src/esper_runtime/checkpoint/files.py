@@ -10,10 +10,11 @@ import fcntl
 import logging
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import crc32c
 import numpy as np
@@ -138,7 +139,7 @@ def _pump(descriptor: int, parts: Iterable[Bytes], path: Path, disk: Disk) -> Fi
     return digester.result()
 
 
-def _chunks(parts: Iterable[Bytes], free_buffer: "_FreeBuffer") -> Iterator[Bytes]:
+def _chunks(parts: Iterable[Bytes], free_buffer: Callable[[int], Bytes]) -> Iterator[Bytes]:
     """Packs `parts` into full chunks of aligned memory; only the last one is shorter."""
     turn, used = 0, 0
     buffer: Bytes | None = None
@@ -174,29 +175,48 @@ def read_file(path: Path, buffer: Bytes, *, size: int, disk: Disk) -> FileDigest
 
     A shorter file gives a digest of what is there; the caller compares.
     """
+    return _stream(path, size, disk, lambda _, start: buffer[start : min(start + CHUNK, align_up(size))])
+
+
+def digest_file(path: Path, *, size: int, disk: Disk) -> FileDigest:
+    """As read_file, without keeping what was read."""
+    ring = [aligned_buffer(CHUNK) for _ in range(_BUFFERS)]
+    return _stream(path, size, disk, lambda turn, _: ring[turn % _BUFFERS])
+
+
+def _stream(path: Path, size: int, disk: Disk, place: Callable[[int, int], Bytes]) -> FileDigest:
+    """Reads chunks to where `place(turn, start)` says; at most _BUFFERS are under way, digested in order."""
     descriptor = disk.open(path, os.O_RDONLY, direct=size >= _DIRECT_MIN_BYTES)
     digester = Digester()
+    reads: deque[tuple[Bytes, Future[int]]] = deque()
+
+    def digest_oldest() -> None:
+        target, read = reads.popleft()
+        digester.update(target[: read.result()])
+
     try:
         # After a buffered write the pages in memory would verify themselves, not the disk.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="checkpoint-io") as pool:
-            reads = [
-                pool.submit(_read_at, descriptor, buffer, start, min(size - start, CHUNK), path, disk)
-                for start in range(0, size, CHUNK)
-            ]
-            for start, read in zip(range(0, size, CHUNK), reads, strict=True):
-                digester.update(buffer[start : start + read.result()])
+            for turn, start in enumerate(range(0, size, CHUNK)):
+                if len(reads) == _BUFFERS:
+                    digest_oldest()
+                target = place(turn, start)
+                length = min(size - start, CHUNK)
+                reads.append((target, pool.submit(_read_at, descriptor, target, start, length, path, disk)))
+            while reads:
+                digest_oldest()
     finally:
         os.close(descriptor)
     return digester.result()
 
 
-def _read_at(descriptor: int, buffer: Bytes, start: int, length: int, path: Path, disk: Disk) -> int:
+def _read_at(descriptor: int, target: Bytes, start: int, length: int, path: Path, disk: Disk) -> int:
+    """Reads up to `length` bytes; less only at the end of the file."""
     done = 0
     while done < length:
-        window = buffer[start + done : min(start + align_up(length), len(buffer))]
         try:
-            count = os.preadv(descriptor, [window.data], start + done)
+            count = os.preadv(descriptor, [target[done : align_up(length)].data], start + done)
         except OSError as error:
             if error.errno not in _REFUSALS or not disk.to_buffered(descriptor, path):
                 raise
@@ -216,9 +236,3 @@ def _preallocate(descriptor: int, size: int) -> None:
         error = ctypes.get_errno()
         if error not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise OSError(error, os.strerror(error))
-
-
-class _FreeBuffer(Protocol):
-    """Type of the callback that hands out the next chunk of memory."""
-
-    def __call__(self, turn: int) -> Bytes: ...

@@ -6,7 +6,10 @@ record that does not verify and cuts the file there: a torn tail is forgotten, n
 writes at a time: the trainer, or the supervisor while no trainer lives. Needs no torch.
 """
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import struct
 import time
@@ -33,6 +36,7 @@ MAX_REMEMBERED = 1000
 
 _FIELDS = struct.Struct("<8sHHIQQQII")  # magic, version, kind, length, sequence, monotonic, wall, payload, previous
 _CRC = struct.Struct("<I")
+log = logging.getLogger(__name__)
 
 
 class WalError(CheckpointError):
@@ -182,6 +186,7 @@ class Wal:
         """Reads the whole log and makes it ready for append. OSError when the volume fails; WalError: newer version."""
         self.close()
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        _lock(self._descriptor, self.path)
         data = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
         if not data:
             sync_directory(self.path.parent)
@@ -233,8 +238,10 @@ class Wal:
 
     def _cut(self, data: bytes) -> None:
         assert self._descriptor is not None
-        aside = self.path.with_name(self.path.name + ".cut")
-        aside.write_bytes(data[self._tail.offset :])
+        try:
+            self.path.with_name(self.path.name + ".cut").write_bytes(data[self._tail.offset :])
+        except OSError as error:  # a full volume: the copy is for people, the log itself needs no more room
+            log.warning("cannot keep what was cut off %s: %s", self.path, error)
         os.ftruncate(self._descriptor, self._tail.offset)
         os.fdatasync(self._descriptor)
 
@@ -253,6 +260,17 @@ class Wal:
         self.close()
         self._descriptor = descriptor
         self._tail = _Tail(len(record), self._tail.sequence + 1, crc, self.state)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """One writing process. The lock goes with the process, so a dead one leaves none."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise WalError(f"{path} is being written by another process of this run") from error
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
 
 
 def _records(data: bytes, path: Path) -> Iterator[_Tail]:

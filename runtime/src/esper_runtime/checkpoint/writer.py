@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from esper_runtime.checkpoint.errors import SaveError
+from esper_runtime.checkpoint.generation import GenerationData
 from esper_runtime.checkpoint.retention import Generation
-from esper_runtime.checkpoint.store import GenerationData, Store
+from esper_runtime.checkpoint.store import Store
 
 MAX_OUTCOMES = 256
 log = logging.getLogger(__name__)

@@ -1,0 +1,178 @@
+"""One generation on the disk: files of tensors and state below a directory, described by a manifest.
+
+No policy here: the store decides where and when, this module how.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from esper_runtime.checkpoint import manifest as manifests
+from esper_runtime.checkpoint import tensors as safetensors
+from esper_runtime.checkpoint.errors import CheckpointError, CorruptFileError, SaveError
+from esper_runtime.checkpoint.files import Bytes, Disk, aligned_buffer, digest_file, read_file, write_file
+from esper_runtime.checkpoint.manifest import FileDigest, Manifest
+from esper_runtime.checkpoint.volume import sync_directory
+
+STATE_FILE = "state.json"
+EXPORTED_MODEL = "model.safetensors"
+EXPORTED_META = "model.json"
+_SUFFIX = ".safetensors"
+_STEM = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_METADATA = {"format": "pt"}
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationData:
+    """One training state to save. The tensors must not change until the save is over."""
+
+    epoch: int
+    step: int
+    tensors: Mapping[str, Tensors]
+    """By file stem (model, optimizer, aux), then by name; all on the CPU."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever JSON can carry; no NaN, no infinity."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What keepBest compares. Values that are not finite are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedGeneration:
+    """A verified training state, in fresh memory."""
+
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    state: Mapping[str, Any]
+    epoch: int
+    step: int
+    attempt: int
+    number: int
+    metrics: Mapping[str, float]
+    corrupt: tuple[str, ...]
+    """Newer files that did not verify, newest first: "a00001/gen-0000000007/model.safetensors: digest mismatch"."""
+
+
+def write(directory: Path, data: GenerationData, header: Manifest, disk: Disk) -> Manifest:
+    """Writes every file of a generation into an empty directory, the manifest last; all durable on return.
+
+    OSError or CheckpointError leave a partial directory behind.
+    """
+    files: dict[str, FileDigest] = {}
+    for stem, tensors in data.tensors.items():
+        if not _STEM.fullmatch(stem):
+            raise CheckpointError(f"{stem!r} cannot be a file stem")
+        name = f"{stem}{_SUFFIX}"
+        layout = safetensors.Layout(tensors, _METADATA)
+        files[name] = write_file(directory / name, layout.parts(), size=layout.size, disk=disk)
+    files[STATE_FILE] = _write_bytes(directory / STATE_FILE, _json_bytes(data.state, "state"), disk)
+    manifest = replace(header, files=files)
+    _write_bytes(directory / manifests.NAME, manifest.render(), disk)
+    sync_directory(directory)
+    return manifest
+
+
+def verify(directory: Path, manifest: Manifest, data: GenerationData, how: str, disk: Disk) -> None:
+    """Reads back what was written: nothing (None), every byte (Checksum), or as a restore would (Load).
+
+    CorruptFileError when it is not what was meant.
+    """
+    where = f"{directory.parent.name}/{directory.name}"
+    if how == "Checksum":
+        for name, want in manifest.files.items():
+            _check_size(directory / name, want, f"{where}/{name}")
+            _match(digest_file(directory / name, size=want.size, disk=disk), want, f"{where}/{name}")
+    elif how == "Load":
+        loaded, _ = read(directory, manifest, where, disk)
+        for stem, tensors in data.tensors.items():
+            _compare(tensors, loaded.get(stem, {}), f"{where}/{stem}{_SUFFIX}")
+
+
+def read(
+    directory: Path, manifest: Manifest, where: str, disk: Disk
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Tensors by stem and name, and the state; given out only after every byte of every file has verified.
+
+    CorruptFileError names the first file that does not.
+    """
+    content = {name: _read(directory / name, want, f"{where}/{name}", disk) for name, want in manifest.files.items()}
+    return _decode(content, where)
+
+
+def write_export(directory: Path, tensors: Tensors, meta: Mapping[str, Any], disk: Disk) -> None:
+    """The finished model and a description of it, durable on return."""
+    layout = safetensors.Layout(tensors, _METADATA)
+    digest = write_file(directory / EXPORTED_MODEL, layout.parts(), size=layout.size, disk=disk)
+    document = {**meta, "file": EXPORTED_MODEL, "size": digest.size, "xxh3_128": digest.xxh3_128}
+    _write_bytes(directory / EXPORTED_META, _json_bytes(document, "meta"), disk)
+    sync_directory(directory)
+
+
+def _write_bytes(path: Path, content: bytes, disk: Disk) -> FileDigest:
+    return write_file(path, [np.frombuffer(content, dtype=np.uint8)], size=len(content), disk=disk)
+
+
+def _read(path: Path, want: FileDigest, where: str, disk: Disk) -> Bytes:
+    """All bytes of one file, verified. CorruptFileError otherwise."""
+    try:
+        _check_size(path, want, where)
+        buffer = aligned_buffer(want.size)
+        digest = read_file(path, buffer, size=want.size, disk=disk)
+    except FileNotFoundError as error:
+        raise CorruptFileError(where, "missing") from error
+    except OSError as error:
+        raise CorruptFileError(where, f"cannot be read: {error}") from error
+    _match(digest, want, where)
+    return buffer[: want.size]
+
+
+def _check_size(path: Path, want: FileDigest, where: str) -> None:
+    size = path.stat().st_size
+    if size != want.size:
+        raise CorruptFileError(where, f"has {size} bytes instead of {want.size}")
+
+
+def _decode(content: Mapping[str, Bytes], where: str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for name, data in content.items():
+        if name == STATE_FILE:
+            continue
+        try:
+            tensors[name.removesuffix(".safetensors")] = safetensors.parse(data)
+        except safetensors.FormatError as error:
+            raise CorruptFileError(f"{where}/{name}", str(error)) from error
+    try:
+        state = json.loads(content[STATE_FILE].tobytes())
+    except KeyError as error:
+        raise CorruptFileError(f"{where}/{STATE_FILE}", "not in the manifest") from error
+    except ValueError as error:
+        raise CorruptFileError(f"{where}/{STATE_FILE}", f"no JSON: {error}") from error
+    return tensors, state
+
+
+def _compare(wanted: Tensors, loaded: Tensors, where: str) -> None:
+    """Bytes are known to be equal by digest; this compares what they mean."""
+    if wanted.keys() != loaded.keys():
+        raise CorruptFileError(where, "loads with other tensor names")
+    for name, tensor in wanted.items():
+        other = loaded[name]
+        if tensor.dtype != other.dtype or tensor.shape != other.shape:
+            raise CorruptFileError(where, f"tensor {name} loads as {other.dtype} of {list(other.shape)}")
+
+
+def _match(digest: FileDigest, want: FileDigest, where: str) -> None:
+    if digest != want:
+        raise CorruptFileError(where, f"digest mismatch: {digest.xxh3_128} instead of {want.xxh3_128}")
+
+
+def _json_bytes(value: Mapping[str, Any], what: str) -> bytes:
+    try:
+        return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise SaveError(f"{what} is not JSON: {error}") from error
