@@ -9,6 +9,7 @@ import contextlib
 import mmap
 import os
 import struct
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,7 +17,8 @@ from typing import Self
 WORDS = 8
 SLOT_BYTES = 8 * WORDS
 MAX_SLOTS = 64
-_READ_TRIES = 1000
+_SPINS = 1000
+_YIELDS = 10
 
 
 class PageError(Exception):
@@ -36,6 +38,8 @@ class Page:
     @classmethod
     def create(cls, path: Path, slots: int = 1) -> Self:
         """Creates or reopens the page for its one writer. An existing page keeps its content."""
+        if not 1 <= slots <= MAX_SLOTS:
+            raise ValueError(f"a page has 1 to {MAX_SLOTS} slots, not {slots}")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o660)
         try:
             if os.fstat(descriptor).st_size < slots * SLOT_BYTES:
@@ -61,12 +65,14 @@ class Page:
             os.close(descriptor)
 
     def write(self, slot: int, values: tuple[int, int, int, int, int, int, int]) -> None:
-        """Replaces words 1 to 7 of `slot`; each value is an unsigned 64-bit integer."""
+        """Replaces words 1 to 7 of `slot`; each value is an unsigned 64-bit integer, else OverflowError."""
+        # Checked before the sequence turns odd: a store that fails would leave the slot unreadable.
+        checked = array("Q", values)
         base = slot * WORDS
         words = self.words
         sequence = words[base] | 1
         words[base] = sequence
-        for offset, value in enumerate(values, start=base + 1):
+        for offset, value in enumerate(checked, start=base + 1):
             words[offset] = value
         words[base] = sequence + 1
 
@@ -74,14 +80,18 @@ class Page:
         """Words 1 to 7 of `slot`, from one moment. All zero when nothing was written yet."""
         base = slot * WORDS
         words = self.words
-        for _ in range(_READ_TRIES):
+        for attempt in range(_SPINS + _YIELDS):
+            if attempt >= _SPINS:
+                os.sched_yield()  # the writer may wait for this very core
             before = words[base]
             if before & 1:
                 continue
             values = tuple(words[base + 1 : base + WORDS])
             if words[base] == before:
                 return values
-        raise PageError(f"{self.path}: slot {slot} is being written without end (its writer died inside a write)")
+        raise PageError(
+            f"{self.path}: slot {slot} is being written without end (its writer died or was stopped inside a write)"
+        )
 
     def close(self) -> None:
         self.words.release()
@@ -161,7 +171,13 @@ class EmergencyRecord:
         return (self.term << 32) | self.seq
 
     def words(self) -> tuple[int, int, int, int, int, int, int]:
-        high, low = struct.unpack(">QQ", bytes.fromhex(self.signal_id))
+        """ValueError when a field has no place in the page."""
+        if not (0 <= self.term < 1 << 32 and 0 <= self.seq < 1 << 32):
+            raise ValueError(f"signal ({self.term}, {self.seq}): term and seq must fit 32 bits each")
+        identity = bytes.fromhex(self.signal_id)
+        if len(identity) != 16:
+            raise ValueError(f"signal id {self.signal_id!r} must be 32 hex digits")
+        high, low = struct.unpack(">QQ", identity)
         flags = (self.attempt << 32) | (self.source << 16) | (int(self.clear) << 8) | self.mode
         body = (self.order, flags, high, low, self.arrived_ns, 0)
         return (*body, _checksum(body))

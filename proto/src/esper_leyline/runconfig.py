@@ -6,6 +6,7 @@ image works under a newer operator. Durations are seconds, sizes bytes.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from esper_leyline.phases import FaultKind
 
 VERSION = 1
 T = TypeVar("T")
+_MAX_SHOWN = 80
+_TYPE_NAMES: dict[type, str] = {str: "a string", int: "an integer", dict: "an object", list: "a list"}
 
 
 class RunConfigError(ValueError):
@@ -145,9 +148,9 @@ def parse(text: str) -> RunConfig:
         raise RunConfigError(f"run.json is no JSON: {error}") from error
     if not isinstance(raw, dict):
         raise RunConfigError("run.json must hold an object")
-    if raw.get("version") != VERSION:
+    if type(raw.get("version")) is not int or raw["version"] != VERSION:
         raise RunConfigError(
-            f"run.json has version {raw.get('version')!r}; this runtime reads {VERSION}: "
+            f"run.json has version {_shown(raw.get('version'))}; this runtime reads {VERSION}: "
             "use an operator and a runtime image of the same release"
         )
     get = _Section("run.json", raw)
@@ -187,7 +190,9 @@ def parse(text: str) -> RunConfig:
             initial_backoff_seconds=restart.value("initialBackoffSeconds", int, 5),
             max_backoff_seconds=restart.value("maxBackoffSeconds", int, 300),
         ),
-        faults=tuple(_fault(f"run.json: faultInjection[{i}]", f) for i, f in enumerate(raw.get("faultInjection", []))),
+        faults=tuple(
+            _fault(f"run.json: faultInjection[{i}]", f) for i, f in enumerate(get.value("faultInjection", list, []))
+        ),
     )
 
 
@@ -224,7 +229,7 @@ def _fault(where: str, raw: Any) -> Fault:
     get = _Section(where, raw)
     kind = get.required("kind", str)
     if kind not in set(FaultKind):
-        raise RunConfigError(f"{where}.kind is {kind!r}; known are {', '.join(FaultKind)}")
+        raise RunConfigError(f"{where}.kind is {_shown(kind)}; known are {', '.join(FaultKind)}")
     return Fault(
         kind=FaultKind(kind),
         step=get.required("step", int),
@@ -259,13 +264,24 @@ class _Section:
         if found is None:
             return None
         if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-            raise RunConfigError(f"{self._where}: {key} is {found!r}; expected {kind.__name__}")
+            raise RunConfigError(
+                f"{self._where}: {key} is {_shown(found)}; expected {_TYPE_NAMES.get(kind, kind.__name__)}"
+            )
         return found
 
     def decimal(self, key: str, default: float) -> float:
         """A decimal carried as a string, as the resource does."""
         text = self.value(key, str, str(default))
         try:
-            return float(text)
+            number = float(text)
         except ValueError as error:
-            raise RunConfigError(f"{self._where}: {key} is {text!r}; expected a decimal number") from error
+            raise RunConfigError(f"{self._where}: {key} is {_shown(text)}; expected a decimal number") from error
+        if not math.isfinite(number):
+            raise RunConfigError(f"{self._where}: {key} is {_shown(text)}; expected a finite decimal number")
+        return number
+
+
+def _shown(value: object) -> str:
+    """A value as JSON, short enough for a message."""
+    text = json.dumps(value)
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
