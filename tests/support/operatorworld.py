@@ -15,33 +15,27 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from esper_leyline import labels
 from esper_leyline.oona import Entry, Outcome, Status
-from esper_leyline.signing import Role, SigningKey, seal
-from esper_leyline.v1 import emergency_pb2, report_pb2
+from esper_leyline.v1 import emergency_pb2
 from esper_leyline.v1.bus_pb2 import BusEnvelope
-from esper_leyline.v1.common_pb2 import BusMessageType
-from esper_leyline.v1.emergency_pb2 import AckStage, EmergencyAck, EmergencyMode, EmergencySignal
-from esper_leyline.v1.report_pb2 import RunReport, RuntimePhase
+from esper_leyline.v1.emergency_pb2 import EmergencySignal
+from esper_leyline.v1.report_pb2 import RunReport
 from esper_operator.assembly import Leadership, Operator, assemble
 from esper_operator.kube.api import CONFIG_MAPS, JOBS, PODS, RUNS, Object
 from esper_operator.model import RunKey, Settings
 from esper_operator.testing.fakeapi import FakeApi
 from esper_operator.worker import Clock
 
+from tests.support.simulatedtrainer import Trainer, Training
+
 SEED = bytes(range(32))
 NAMESPACE = "default"
 TICK_S = 0.1
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-RUNNING, ROLLING, RESTARTING = (
-    RuntimePhase.RUNTIME_PHASE_RUNNING,
-    RuntimePhase.RUNTIME_PHASE_ROLLING_BACK,
-    RuntimePhase.RUNTIME_PHASE_RESTARTING,
-)
 
 
 def run_manifest(name: str, **spec: Any) -> Object:
@@ -57,18 +51,6 @@ def run_manifest(name: str, **spec: Any) -> Object:
     }
 
 
-@dataclass
-class Training:
-    """What survives on the volume: the run's steps and its counters."""
-
-    total_steps: int = 20
-    nan_at: int | None = None
-    saved_step: int = 0
-    rollbacks: int = 0
-    incarnations: dict[int, int] = field(default_factory=dict)
-    fired: bool = False
-
-
 class World:
     """Owns the FakeApi and everything that is not the operator."""
 
@@ -80,7 +62,8 @@ class World:
             runtime_image="runtime", sidecar_image="sidecar", key_seed=SEED, bus_url="redis://bus:6379"
         )
         self.log: list[bytes] = []
-        self.published: list[tuple[str, BusEnvelope]] = []
+        self.sent: list[EmergencySignal] = []
+        """By Redis."""
         self.bus_up = True
         self._grown = asyncio.Event()
         self._trainings: dict[str, Training] = {}
@@ -117,6 +100,23 @@ class World:
         conditions = self.status(name).get("conditions", [])
         return next((f"{c['status']}/{c['reason']}" for c in conditions if c["type"] == kind), "")
 
+    def trainings(self) -> list[Training]:
+        return list(self._trainings.values())
+
+    def signals_sent(self, name: str) -> list[tuple[str, int, bool]]:
+        """Different signals by Redis and ConfigMap together: (mode, attempt, clear) in order, each id once."""
+        seen: dict[tuple[str, bool], tuple[str, int, bool]] = {}
+        for signal in self.sent:
+            mode = emergency_pb2.EmergencyMode.Name(signal.mode).removeprefix("EMERGENCY_MODE_")
+            seen.setdefault((signal.signal_id, signal.clear), (mode, signal.attempt, signal.clear))
+        return list(seen.values())
+
+    def crash(self, pod_name: str, code: int) -> None:
+        """The trainer dies; the kubelet says so a little later."""
+        uid = self.api.find(PODS, NAMESPACE, pod_name)["metadata"]["uid"]
+        self._trainers[uid].cancel()
+        self.kill_container(pod_name, code)
+
     def pods(self, name: str) -> list[Object]:
         return [pod for pod in self.api.all(PODS) if pod["metadata"]["labels"][labels.RUN] == name]
 
@@ -140,10 +140,10 @@ class World:
         finally:
             await running.cancel()
 
-    async def publish(self, uid: str, envelope: BusEnvelope) -> Outcome:
+    async def publish(self, _uid: str, envelope: BusEnvelope) -> Outcome:
         if not self.bus_up:
             return Outcome(status=Status.UNAVAILABLE, detail="down")
-        self.published.append((uid, envelope))
+        self.sent.append(EmergencySignal.FromString(envelope.payload))
         return Outcome(status=Status.PUBLISHED)
 
     async def entries(self) -> AsyncIterator[Entry]:
@@ -212,16 +212,20 @@ class World:
         trainer = self._trainers.get(metadata["uid"])
         if pod["status"]["phase"] == "Pending" and "deletionTimestamp" not in metadata:
             self._edit(PODS, metadata["name"], _running)
-            self._trainers[metadata["uid"]] = asyncio.create_task(Trainer(self, pod).run(), name=metadata["name"])
+            life = Trainer(self, pod, key_seed=SEED).run()
+            self._trainers[metadata["uid"]] = asyncio.create_task(life, name=metadata["name"])
         elif "deletionTimestamp" in metadata:
             if trainer is not None and not trainer.done():
                 trainer.cancel()
             self.api.remove(PODS, metadata["namespace"], metadata["name"])
-        elif trainer is not None and trainer.done():
+        elif trainer is not None and trainer.done() and not trainer.cancelled():
             trainer.result()
 
     def _edit(self, resource: Any, name: str, change: Callable[[Object], Any]) -> None:
         self.api.edit(resource, NAMESPACE, name, change)
+
+    async def end_container(self, pod: str, code: int, message: str) -> None:
+        self.kill_container(pod, code, message)
 
     def kill_container(self, pod_name: str, code: int, message: str = "") -> None:
         """The kubelet's word that the trainer's container has ended."""
@@ -234,141 +238,21 @@ class World:
 
         self._edit(PODS, pod_name, change)
 
-    def send(self, envelope: BusEnvelope) -> None:
+    def signal(self, pod: str) -> EmergencySignal | None:
+        """As the kubelet mounts it, at once."""
+        found = self.api.find(CONFIG_MAPS, NAMESPACE, labels.emergency_config_map_name(pod.rsplit("-a", 1)[0]))
+        text = ((found or {}).get("data") or {}).get("signal")
+        if not text:
+            return None
+        return EmergencySignal.FromString(BusEnvelope.FromString(base64.b64decode(text)).payload)
+
+    def send(self, _pod: str, _report: RunReport, envelope: BusEnvelope) -> None:
         self.log.append(envelope.SerializeToString())
         grown, self._grown = self._grown, asyncio.Event()
         grown.set()
 
     def training_of(self, uid: str) -> Training:
         return self._trainings.setdefault(uid, Training())
-
-
-class Trainer:
-    """One pod's life: a step a second, reports, and obedience to `<run>-emergency`."""
-
-    def __init__(self, world: World, pod: Object) -> None:
-        marks = pod["metadata"]["labels"]
-        self.world = world
-        self.pod = pod["metadata"]["name"]
-        self.run_name = marks[labels.RUN]
-        self.uid = marks[labels.RUN_UID]
-        self.attempt = int(marks[labels.ATTEMPT])
-        self.key = SigningKey.derive(SEED, self.uid, Role.REPORT)
-        self.training = world.training_of(self.uid)
-        self.incarnation = self.training.incarnations.get(self.attempt, 0) + 1
-        self.training.incarnations[self.attempt] = self.incarnation
-        self.seq = self.incarnation << 32
-        self.event_seq = 0
-        self.step = self.training.saved_step
-        self.phase = RuntimePhase.RUNTIME_PHASE_STARTING
-        self.frozen = False
-        self.last_signal = (0, 0)
-
-    async def run(self) -> None:
-        await asyncio.sleep(1)
-        self.move(RUNNING, "Training")
-        while self.step < self.training.total_steps:
-            await asyncio.sleep(0.5)
-            code = self.obey()
-            if code is not None:
-                self.world.kill_container(self.pod, code, self.last_word(code))
-                return
-            await asyncio.sleep(0.5)
-            if not self.frozen:
-                self.step += 1
-                self.one_step()
-            self.report()
-        completion = report_pb2.Completion(export_path=f"{self.uid}/export", best_step=self.step)
-        self.phase = RuntimePhase.RUNTIME_PHASE_SUCCEEDED
-        self.report(completion=completion)
-        self.world.kill_container(self.pod, 0)
-
-    def one_step(self) -> None:
-        training = self.training
-        if training.nan_at == self.step and not training.fired:
-            training.fired = True
-            self.move(ROLLING, "NonFiniteLoss")
-            training.rollbacks += 1
-            recovery = report_pb2.Recovery(
-                kind=report_pb2.RECOVERY_KIND_IN_PROCESS, cause="NonFiniteLoss", from_step=self.step,
-                to_step=self.step - 1, detect_ms=1.0, recover_ms=20.0, verified=True,
-            )  # fmt: skip
-            self.step -= 1
-            self.report(recovery=recovery)
-            self.move(RUNNING, "RolledBack")
-        elif self.step % 5 == 0:
-            training.saved_step = self.step
-            self.report(saved=report_pb2.CheckpointState(latest_step=self.step, latest_verified_step=self.step))
-
-    def obey(self) -> int | None:
-        """Follows a new signal; the exit code when it ends the trainer."""
-        signal = self.signal()
-        if signal is None or (signal.term, signal.seq) <= self.last_signal or signal.attempt != self.attempt:
-            return None
-        self.last_signal = (signal.term, signal.seq)
-        if signal.clear:
-            self.frozen = False
-            self.move(RUNNING, "Resumed")
-            self.acknowledge(signal, AckStage.ACK_STAGE_DONE)
-            return None
-        self.acknowledge(signal, AckStage.ACK_STAGE_SEEN)
-        if signal.mode == EmergencyMode.EMERGENCY_MODE_FREEZE:
-            self.frozen = True
-            self.move(RuntimePhase.RUNTIME_PHASE_FROZEN, "Frozen")
-            self.acknowledge(signal, AckStage.ACK_STAGE_DONE)
-            return None
-        self.move(RuntimePhase.RUNTIME_PHASE_HALTING, "EmergencyStop")
-        if signal.mode == EmergencyMode.EMERGENCY_MODE_CHECKPOINT:
-            self.training.saved_step = self.step
-        self.acknowledge(signal, AckStage.ACK_STAGE_DONE)
-        self.move(RuntimePhase.RUNTIME_PHASE_HALTED, "Halted")
-        return 75
-
-    def signal(self) -> EmergencySignal | None:
-        """As weatherlight would have it: from the ConfigMap."""
-        found = self.world.api.find(CONFIG_MAPS, NAMESPACE, labels.emergency_config_map_name(self.run_name))
-        text = ((found or {}).get("data") or {}).get("signal")
-        if not text:
-            return None
-        envelope = BusEnvelope.FromString(base64.b64decode(text))
-        return EmergencySignal.FromString(envelope.payload)
-
-    def last_word(self, code: int) -> str:
-        return json.dumps({"reason": "Halted", "message": "", "exitCode": code, "savedStep": self.training.saved_step})
-
-    def acknowledge(self, signal: EmergencySignal, stage: "emergency_pb2.AckStage") -> None:
-        ack = EmergencyAck(
-            version=1, signal_id=signal.signal_id, run_uid=self.uid, attempt=self.attempt, rank=0,
-            participant="tolaria", stage=stage, step=self.step, clear=signal.clear,
-        )  # fmt: skip
-        if stage == AckStage.ACK_STAGE_DONE and signal.mode == EmergencyMode.EMERGENCY_MODE_CHECKPOINT:
-            ack.saved_step = self.training.saved_step
-        self.report(ack=ack)
-
-    def move(self, to: RuntimePhase, reason: str) -> None:
-        transition = report_pb2.Transition(from_phase=self.phase, to_phase=to, reason=reason, step=self.step)
-        transition.time.FromDatetime(self.world.now())
-        self.phase = to
-        self.report(transition=transition)
-
-    def report(self, **event: Any) -> None:
-        self.seq += 1
-        report = RunReport(
-            version=1, run_uid=self.uid, run=f"{NAMESPACE}/{self.run_name}", attempt=self.attempt, rank=0,
-            seq=self.seq, pod_name=self.pod, node_name="node-1", phase=self.phase,
-            previous_event_seq=self.event_seq, **event,
-        )  # fmt: skip
-        report.time.FromDatetime(self.world.now())
-        report.progress.MergeFrom(
-            report_pb2.Progress(step=self.step, total_steps=self.training.total_steps, loss=1.0 / (1 + self.step))
-        )
-        report.counters.rollbacks = self.training.rollbacks
-        report.checkpoint.latest_step = self.training.saved_step
-        report.checkpoint.latest_verified_step = self.training.saved_step
-        if event:
-            self.event_seq = self.seq
-        kind = BusMessageType.BUS_MESSAGE_TYPE_RUN_REPORT
-        self.world.send(seal(report.SerializeToString(), kind, run_uid=self.uid, key=self.key))
 
 
 class Running:

@@ -1,9 +1,6 @@
 """Whole runs through the operator's own loop, over an API server in memory and in virtual time."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
-
-import pytest
 
 from tests.support.operatorworld import World
 from tests.support.virtualtime import run_virtual
