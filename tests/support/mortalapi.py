@@ -1,5 +1,6 @@
 """A KubeApi that dies at a chosen request, before or after it took effect: the operator is killed there."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,21 +19,21 @@ class MortalApi:
         self._dies_at = dies_at
         self._after = after
         self.count = 0
-        self.dead = False
+        self.died = asyncio.Event()
 
     async def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if self.dead:
+        if self.died.is_set():
             raise Killed
         self.count += 1
         fatal = self.count == self._dies_at
         if fatal and not self._after:
-            self.dead = True
+            self.died.set()
             raise Killed
         try:
             return await getattr(self._api, name)(*args, **kwargs)
         finally:
             if fatal:
-                self.dead = True
+                self.died.set()
                 raise Killed
 
     async def get(self, resource: Resource, name: str, *, namespace: str) -> Object:

@@ -284,7 +284,8 @@ def _running(ip: str, now: datetime) -> Object:
 
 def _container(name: str, state: Object, *, ready: bool = True) -> Object:
     return {
-        "name": name, "state": state, "ready": ready, "started": ready, "restartCount": 0, "image": "none", "imageID": "none",
+        "name": name, "state": state, "ready": ready, "started": ready,
+        "restartCount": 0, "image": "none", "imageID": "none",
     }  # fmt: skip
 
 
