@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ class ControlPlane:
     def audit_log(self) -> Path:
         return self.directory / "audit.log"
 
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Made once: reading certificates costs more than the request."""
+        return ssl.create_default_context(cafile=str(self.ca_file))
+
     def request(
         self,
         method: str,
@@ -94,9 +100,8 @@ class ControlPlane:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Authorization": f"Bearer {token or self.token}", "Content-Type": content_type}
         call = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
-        context = ssl.create_default_context(cafile=str(self.ca_file))
         try:
-            with urllib.request.urlopen(call, context=context, timeout=15) as answer:
+            with urllib.request.urlopen(call, context=self._tls, timeout=15) as answer:
                 return Reply(answer.status, _decoded(answer.read()))
         except urllib.error.HTTPError as refusal:
             with refusal:
@@ -129,7 +134,7 @@ class ControlPlane:
         served = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
 
         def established() -> bool:
-            conditions = self.request("GET", path).body.get("status", {}).get("conditions", [])
+            conditions = self.request("GET", path).body.get("status", {}).get("conditions") or ()
             return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
         wait_until(lambda: established() and self.request("GET", served).ok, f"{name} to be served")

@@ -240,7 +240,7 @@ class ResumeFrom(Model):
 
     run_name: ObjectName
     """Run of the same namespace whose checkpoints to start from; both must use the same claim."""
-    step: Integer | None = Field(None, ge=0, le=9_223_372_036_854_775)
+    step: Integer | None = Field(None, ge=0, le=100_000_000)
     """Step to start from; absent: by select."""
     select: Literal["LatestVerified", "Best"] = "LatestVerified"
     """Which of its checkpoints."""

@@ -37,5 +37,5 @@ def _render(run: Run, resume_uid: str | None) -> str:
         namespace=run.key.namespace,
         uid=run.uid,
         spec=run.spec.to_dict(),
-        resume_uid=resume_uid,
+        resume_uid=resume_uid if run.spec.checkpoint.resume_from is not None else None,
     )
