@@ -12,9 +12,9 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
+from typing import ParamSpec, TypeAlias, TypeVar
 
 import crc32c
 import numpy as np
@@ -31,6 +31,8 @@ _DIRECT_MIN_BYTES = 64 * 1024
 _REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -105,7 +107,7 @@ def write_file(path: Path, parts: Iterable[Bytes], *, size: int, disk: Disk) -> 
     descriptor = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=size >= _DIRECT_MIN_BYTES)
     try:
         _preallocate(descriptor, align_up(size))
-        digest = _pump(descriptor, parts, path, disk)
+        digest = _pump(descriptor, parts, size, path, disk)
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
     finally:
@@ -114,29 +116,47 @@ def write_file(path: Path, parts: Iterable[Bytes], *, size: int, disk: Disk) -> 
     return digest
 
 
-def _pump(descriptor: int, parts: Iterable[Bytes], path: Path, disk: Disk) -> FileDigest:
+def _pump(descriptor: int, parts: Iterable[Bytes], size: int, path: Path, disk: Disk) -> FileDigest:
     digester = Digester()
-    buffers = [aligned_buffer(CHUNK) for _ in range(_BUFFERS)]
-    in_flight: list[Future[None] | None] = [None] * _BUFFERS
+    buffers = _ring(size)
+    in_flight: list[Future[None] | None] = [None] * len(buffers)
 
     def free_buffer(turn: int) -> Bytes:
-        waiting = in_flight[turn % _BUFFERS]
+        waiting = in_flight[turn % len(buffers)]
         if waiting is not None:
             waiting.result()
-        return buffers[turn % _BUFFERS]
+        return buffers[turn % len(buffers)]
 
-    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="checkpoint-io") as pool:
+    with _workers(size) as pool:
         offset = 0
         for turn, chunk in enumerate(_chunks(parts, free_buffer)):
             # Direct I/O moves whole blocks; what follows the last byte is cut off by ftruncate.
-            padded = buffers[turn % _BUFFERS][: align_up(len(chunk))]
-            in_flight[turn % _BUFFERS] = pool.submit(_write_at, descriptor, padded, offset, path, disk)
+            padded = buffers[turn % len(buffers)][: align_up(len(chunk))]
+            in_flight[turn % len(buffers)] = pool.submit(_write_at, descriptor, padded, offset, path, disk)
             digester.update(chunk)
             offset += len(chunk)
         for waiting in in_flight:
             if waiting is not None:
                 waiting.result()
     return digester.result()
+
+
+class _Here(Executor):
+    """Runs at once, in the caller's thread: a file of one chunk has nothing to overlap."""
+
+    def submit(self, run: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(run(*args, **kwargs))
+        return future
+
+
+def _workers(size: int) -> Executor:
+    return _Here() if size <= CHUNK else ThreadPoolExecutor(_WORKERS, thread_name_prefix="checkpoint-io")
+
+
+def _ring(size: int) -> list[Bytes]:
+    """Chunks for a file of `size` bytes: as many and as large as it can use."""
+    return [aligned_buffer(min(size, CHUNK)) for _ in range(max(1, min(_BUFFERS, -(-size // CHUNK))))]
 
 
 def _chunks(parts: Iterable[Bytes], free_buffer: Callable[[int], Bytes]) -> Iterator[Bytes]:
@@ -180,8 +200,8 @@ def read_file(path: Path, buffer: Bytes, *, size: int, disk: Disk) -> FileDigest
 
 def digest_file(path: Path, *, size: int, disk: Disk) -> FileDigest:
     """As read_file, without keeping what was read."""
-    ring = [aligned_buffer(CHUNK) for _ in range(_BUFFERS)]
-    return _stream(path, size, disk, lambda turn, _: ring[turn % _BUFFERS])
+    ring = _ring(size)
+    return _stream(path, size, disk, lambda turn, _: ring[turn % len(ring)])
 
 
 def _stream(path: Path, size: int, disk: Disk, place: Callable[[int, int], Bytes]) -> FileDigest:
@@ -197,7 +217,7 @@ def _stream(path: Path, size: int, disk: Disk, place: Callable[[int, int], Bytes
     try:
         # After a buffered write the pages in memory would verify themselves, not the disk.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="checkpoint-io") as pool:
+        with _workers(size) as pool:
             for turn, start in enumerate(range(0, size, CHUNK)):
                 if len(reads) == _BUFFERS:
                     digest_oldest()
