@@ -34,7 +34,7 @@ RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
 
 FROM ${PYTHON_BASE} AS operator
 COPY --from=operator-build /opt/esper /opt/esper
-ENV PATH=/opt/esper/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV USER=esper PATH=/opt/esper/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 65532:65532
 ENTRYPOINT ["python", "-m", "esper_operator"]
 LABEL org.opencontainers.image.title="Esper operator" org.opencontainers.image.licenses="Apache-2.0"
@@ -51,7 +51,7 @@ RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
 
 FROM ${PYTHON_BASE} AS sidecar
 COPY --from=sidecar-build /opt/esper /opt/esper
-ENV PATH=/opt/esper/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV USER=esper PATH=/opt/esper/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10004:10000
 LABEL org.opencontainers.image.title="Esper sidecars" org.opencontainers.image.licenses="Apache-2.0"
 
@@ -71,6 +71,6 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     /opt/esper/bin/python -m pip install --no-deps /wheels/esper_leyline-*.whl /wheels/esper_runtime-*.whl \
  && /opt/esper/bin/python -c "import torch, esper_runtime; torch.ones(2).sum()"
-ENV PATH=/opt/esper/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV USER=esper PATH=/opt/esper/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001:10000
 LABEL org.opencontainers.image.title="Esper runtime" org.opencontainers.image.licenses="Apache-2.0"

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import kopf
 from esper_leyline.labels import GROUP, PLURAL, VERSION
@@ -156,5 +156,7 @@ class KopfThread:
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
             standalone=True,
+            # Unused without peering; Kopf would look the user up by name, and a numeric user has none.
+            identity=cast(Any, "esper-operator"),
             stop_flag=self._stop,
         )
