@@ -17,7 +17,7 @@ SETTINGS = Settings(
     key_seed=SEED,
     bus_url="redis://valkey.esper-system:6379/0",
     bus_username="pods",
-    bus_password="secret",
+    bus_password="open sesame",
     fault_injection=True,
 )
 UID = "0f5b4b0e-6a0e-4b62-9a5b-1f1d2c3b4a59"

@@ -5,10 +5,10 @@ that spans fields is in `esper_operator.api.validate`.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import WithJsonSchema
@@ -88,6 +88,15 @@ class Model(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, raw: Any) -> Any:
+        """A field that is null counts as absent, as it does for the API server."""
+        if not isinstance(raw, Mapping):
+            return raw
+        known = {field.alias for field in cls.model_fields.values()} | set(cls.model_fields)
+        return {key: value for key, value in raw.items() if value is not None or key not in known}
 
     def to_dict(self) -> dict[str, Any]:
         """camelCase, JSON types only, no nulls."""

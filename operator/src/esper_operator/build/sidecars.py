@@ -12,12 +12,14 @@ HTTP_PORTS = {
     labels.TAMIYO: ports.TAMIYO_HTTP,
     labels.TOLARIA: ports.TOLARIA_HTTP,
 }
-RESOURCES = {
-    labels.WEATHERLIGHT: {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "256Mi"}},
-    labels.KASMINA: {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "256Mi"}},
-    labels.TAMIYO: {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+REQUESTS = {
+    labels.WEATHERLIGHT: ("20m", "96Mi"),
+    labels.KASMINA: ("20m", "96Mi"),
+    labels.TAMIYO: ("50m", "128Mi"),
 }
-"""Small, so that a run fits a node of two cores. A memory volume counts against whoever wrote into it."""
+"""CPU and memory: small, so that a run fits a node of two cores."""
+MEMORY_LIMITS = {labels.WEATHERLIGHT: "256Mi", labels.KASMINA: "256Mi", labels.TAMIYO: "512Mi"}
+"""What a sidecar writes into a memory volume counts here too."""
 
 
 def sidecars(run: Run, attempt: int, settings: Settings) -> list[Manifest]:
@@ -37,11 +39,16 @@ def _sidecar(name: str, run: Run, attempt: int, settings: Settings) -> Manifest:
         "restartPolicy": "Always",
         "env": environment(name, run, attempt, settings) + plain(variables),
         "volumeMounts": volumes.sidecar_mounts(name, settings),
-        "resources": RESOURCES[name],
+        "resources": _resources(name),
         "startupProbe": _probe("/livez", name, period=1, failures=60),
         "readinessProbe": _probe("/readyz", name, period=2, failures=3),
         "livenessProbe": _probe("/livez", name, period=10, failures=6),
     }
+
+
+def _resources(name: str) -> Manifest:
+    cpu, memory = REQUESTS[name]
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": MEMORY_LIMITS[name]}}
 
 
 def liveness(name: str) -> Manifest:

@@ -133,3 +133,11 @@ def _models(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+
+
+def test_a_null_counts_as_absent() -> None:
+    assert Spec.parse(specs.with_patch({"restart": {}}) | {"workers": {"count": None}, "suspend": None}) == Spec.parse(
+        specs.minimal()
+    )
+    with pytest.raises(FieldError, match=r"spec\.runtime\.entrypoint: is required"):
+        Spec.parse({"runtime": {"entrypoint": None}, "checkpoint": specs.minimal()["checkpoint"]})
