@@ -236,6 +236,9 @@ class Observation:
     """UID behind checkpoint.resumeFrom.runName; None when unset or not found."""
     report_cursor: tuple[int, int] | None = None
     """(attempt, seq) up to which reports were dropped after StatusChange.folded allowed it; None: none were."""
+    superseded: tuple[tuple[int, int, int], ...] | None = None
+    """(attempt, first seq, last seq) of progress reports that arrived and were left out of `reports` because a newer
+    one says the same. What is neither here nor there was lost. None: not known, so nothing is called lost."""
 
     @property
     def job(self) -> Job | None:
