@@ -42,15 +42,15 @@ def _spec(run: Run, attempt: int, settings: Settings) -> Manifest:
 
 def _failure_rules() -> list[dict[str, Any]]:
     """First match wins: a pod that was drained or disrupted is replaced and not counted; all else ends the Job."""
-    drained = [int(ExitCode.DRAINED)]
+    drained = int(ExitCode.DRAINED)
     return [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {
             "action": "Ignore",
-            "onExitCodes": {"containerName": labels.TOLARIA, "operator": "In", "values": drained},
+            "onExitCodes": {"containerName": labels.TOLARIA, "operator": "In", "values": [drained]},
         },
         {
             "action": "FailJob",
-            "onExitCodes": {"containerName": labels.TOLARIA, "operator": "NotIn", "values": drained},
+            "onExitCodes": {"containerName": labels.TOLARIA, "operator": "NotIn", "values": [drained]},
         },
     ]
