@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 from esper_operator import build
-from esper_operator.api import crd, quantity
+from esper_operator.api import crd, quantity, restricted
 from esper_operator.api.base import QUANTITY_LENGTH
 from esper_operator.api.v1alpha1 import FieldError, Spec
 from esper_operator.api.validate import validate
@@ -76,8 +76,8 @@ def test_any_value_anywhere_is_refused_with_words_or_builds_an_admissible_pod(pl
     if problems:
         return
     run = specs.run(spec.to_dict())
-    assert build.refusals(run, specs.SETTINGS) == ()
     manifest = build.job(run, 1, specs.SETTINGS)
+    assert restricted.check(manifest["spec"]["template"]) == ()
     assert manifest == build.job(run, 1, specs.SETTINGS)
     build.children(run, specs.SETTINGS)
 

@@ -4,12 +4,11 @@ Read in this order: names, config, secrets, service, volumes, sidecars, pod, job
 the laptop runner turns the same manifests into directories and processes.
 """
 
-from esper_operator.api import restricted
-from esper_operator.build import config, pod, secrets, service, volumes
+from esper_operator.build import config, secrets, service, volumes
 from esper_operator.build.job import job
-from esper_operator.model import Child, Problem, Run, Settings
+from esper_operator.model import Child, Run, Settings
 
-__all__ = ["children", "job", "refusals"]
+__all__ = ["children", "job"]
 
 
 def children(run: Run, settings: Settings, resume_uid: str | None = None) -> tuple[Child, ...]:
@@ -25,9 +24,3 @@ def children(run: Run, settings: Settings, resume_uid: str | None = None) -> tup
         *volumes.claim(run),
         service.service(run),
     )
-
-
-def refusals(run: Run, settings: Settings) -> tuple[Problem, ...]:
-    """Why the pod of this run must not be created, by the 'restricted' Pod Security Standard. Empty for every spec
-    that validate() lets through; it is there for the day that one of the two is wrong."""
-    return restricted.check(pod.template(run, 1, settings))

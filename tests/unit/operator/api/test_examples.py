@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from esper_operator import build
+from esper_operator.api import restricted
 from esper_operator.api.v1alpha1 import Spec
 from esper_operator.api.validate import validate
 from esper_operator.model import RunKey
@@ -37,7 +38,8 @@ def test_an_example_is_valid_and_builds(path: Path) -> None:
     name = found["metadata"]["name"]
     spec = Spec.parse(found["spec"])
     assert validate(spec, RunKey("team", name), specs.SETTINGS) == ()
-    assert build.refusals(specs.run(found["spec"], name=name), specs.SETTINGS) == ()
+    job = build.job(specs.run(found["spec"], name=name), 1, specs.SETTINGS)
+    assert restricted.check(job["spec"]["template"]) == ()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
