@@ -79,10 +79,10 @@ class Control:
 
     def poll(self) -> Outcome | None:
         """Freezes as long as it must; an Outcome when training has to end here."""
-        words = self._words
-        if words is None:
+        if self._words is None:
             self._open()
-        elif words[EMERGENCY_ORDER_WORD] != self._order:
+        words = self._words
+        if words is not None and words[EMERGENCY_ORDER_WORD] != self._order:
             outcome = self._obey()
             if outcome is not None:
                 return outcome

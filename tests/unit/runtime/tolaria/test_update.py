@@ -115,3 +115,173 @@ def test_flat_update_gives_the_bits_of_a_plain_loop(name: str):
     ours(model, update)
     assert update.path is Path.FLAT
     same_bits(model, expected)
+
+
+def test_fused_optimizer_takes_the_per_tensor_path_because_its_rounding_depends_on_the_tensor():
+    model = net()
+    assert Update(model, AdamW(model.parameters(), fused=True)).path is Path.PER_TENSOR
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda model, optimizer: LBFGS(model.parameters()), "LBFGS is not known to be elementwise"),
+        (lambda model, optimizer: Adam(model.parameters(), eps=0.0), "eps is 0"),
+        (lambda model, optimizer: type("Mine", (SGD,), {})(model.parameters(), lr=0.1), "Mine is not known"),
+        (lambda model, optimizer: hooked(model, optimizer), "hooks on a parameter's gradient"),
+        (lambda model, optimizer: step_hooked(optimizer), "step hooks"),
+    ],
+)
+def test_what_the_flat_path_could_not_reproduce_takes_the_per_tensor_path(change, why: str):
+    model = net()
+    optimizer = change(model, SGD(model.parameters(), lr=0.1))
+    update = Update(model, optimizer)
+    assert update.path is Path.PER_TENSOR
+    assert why in update.why
+
+
+def hooked(model: nn.Module, optimizer: Optimizer) -> Optimizer:
+    next(model.parameters()).register_post_accumulate_grad_hook(lambda parameter: None)
+    return optimizer
+
+
+def step_hooked(optimizer: Optimizer) -> Optimizer:
+    optimizer.register_step_pre_hook(lambda *_: None)
+    return optimizer
+
+
+@pytest.mark.parametrize("name", ["sgd-nesterov", "adamw-amsgrad", "adagrad-all", "asgd"])
+def test_per_tensor_path_gives_the_bits_of_a_plain_loop(name: str):
+    expected, model = net(), net()
+    plain(expected, OPTIMIZERS[name](expected.parameters()))
+    update = Update(model, OPTIMIZERS[name](model.parameters()))
+    update.fall_back("the test wants it")
+    ours(model, update)
+    same_bits(model, expected)
+
+
+@pytest.mark.parametrize("name", ["sgd-momentum", "adamw", "adagrad-all", "nadam", "asgd"])
+def test_falling_back_in_the_middle_changes_no_bit(name: str):
+    expected, model = net(), net()
+    plain(expected, OPTIMIZERS[name](expected.parameters()))
+    update = Update(model, OPTIMIZERS[name](model.parameters()))
+    ours(model, update, end=5)
+    update.fall_back("the test wants it")
+    ours(model, update, start=5)
+    same_bits(model, expected)
+
+
+class Sometimes(Net):
+    """A parameter of the model is used in every third batch only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rare = nn.Linear(5, 5)
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        scores = super().forward(images)
+        return self.rare(scores) if self.calls % 3 else scores
+
+
+@pytest.mark.parametrize("name", ["sgd-nesterov", "adamw", "adam-amsgrad", "rmsprop-all"])
+def test_parameter_without_a_gradient_in_a_step_is_skipped_as_torch_skips_it(name: str):
+    """A zero gradient would be decayed and would move the moments; None is left alone."""
+    torch.manual_seed(0)
+    expected = Sometimes()
+    torch.manual_seed(0)
+    model = Sometimes()
+    plain(expected, OPTIMIZERS[name](expected.parameters()))
+    update = Update(model, OPTIMIZERS[name](model.parameters()))
+    ours(model, update, end=2)
+    assert update.path is Path.FLAT
+    ours(model, update, start=2)
+    assert update.path is Path.PER_TENSOR
+    assert "rare.weight and 1 more got no gradient in a step" in update.why
+    same_bits(model, expected)
+
+
+def test_parameter_that_never_gets_a_gradient_is_noticed_in_the_first_step():
+    torch.manual_seed(0)
+    model = Net()
+    model.unused = nn.Linear(3, 3)
+    update = Update(model, AdamW(model.parameters(), lr=0.1, weight_decay=0.5))
+    before = model.unused.weight.clone()
+    ours(model, update)
+    assert torch.equal(model.unused.weight, before)
+
+
+def test_several_groups_keep_their_options():
+    def optimizer(model: Net) -> Optimizer:
+        head = [model.head.weight, model.head.bias]
+        rest = [p for p in model.parameters() if all(p is not h for h in head)]
+        return SGD([{"params": rest, "lr": 0.1, "momentum": 0.9}, {"params": head, "lr": 0.01, "weight_decay": 0.1}])
+
+    expected, model = net(), net()
+    plain(expected, optimizer(expected))
+    update = Update(model, optimizer(model))
+    ours(model, update)
+    assert [group["lr"] for group in update.optimizer.param_groups] == [0.1, 0.01]
+    same_bits(model, expected)
+
+
+def test_mixed_dtypes_get_an_arena_each():
+    model = net()
+    model.head.to(torch.bfloat16)
+    update = Update(model, SGD(model.parameters(), lr=0.1))
+    assert sorted(str(buffer.gradient.dtype) for buffer in update.buffers) == ["torch.bfloat16", "torch.float32"]
+
+
+def test_views_start_at_cache_lines_and_keep_channels_last():
+    model = net()
+    update = Update(model, SGD(model.parameters(), lr=0.1))
+    assert model.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    for buffer in update.buffers:
+        assert all(parameter.data_ptr() % 64 == 0 for parameter in buffer.arena.tensors)
+        assert all(view.data_ptr() % 64 == 0 for view in buffer.views)
+
+
+def test_optimizer_with_a_parameter_outside_the_model_is_refused():
+    model = net()
+    extra = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match="not in the model"):
+        Update(model, SGD([*model.parameters(), extra], lr=0.1))
+
+
+@pytest.mark.parametrize("name", ["sgd-momentum", "adamw", "nadam", "adagrad-all", "asgd", "rprop"])
+@pytest.mark.parametrize("fallen_back", [False, True])
+def test_portable_state_continues_on_either_path(name: str, fallen_back: bool):
+    expected, first, second = net(), net(), net()
+    plain(expected, OPTIMIZERS[name](expected.parameters()))
+    update = Update(first, OPTIMIZERS[name](first.parameters()))
+    ours(first, update, end=6)
+    skeleton, tensors = update.portable_state()
+    saved = {key: tensor.clone() for key, tensor in tensors.items()}
+    second.load_state_dict(first.state_dict())
+    other = Update(second, OPTIMIZERS[name](second.parameters()))
+    if fallen_back:
+        other.fall_back("the test wants it")
+    other.put_portable_state(skeleton, saved)
+    ours(second, other, start=6)
+    assert other.path is (Path.PER_TENSOR if fallen_back else Path.FLAT)
+    same_bits(second, expected)
+
+
+def test_not_finite_values_are_seen_and_an_overflowing_sum_is_not_taken_for_one():
+    model = net()
+    update = Update(model, SGD(model.parameters(), lr=0.1))
+    update.prepare()
+    for buffer in update.buffers:
+        buffer.gradient.fill_(1e30)
+    assert update.squared_norm() == float("inf")
+    assert update.all_finite()
+    update.buffers[0].gradient[3] = float("inf")
+    assert not update.all_finite()
+
+
+def test_learning_rate_factor_reaches_every_group():
+    model = net()
+    update = Update(model, SGD([{"params": [model.scale], "lr": 0.5}, {"params": [model.head.weight]}], lr=0.1))
+    update.set_learning_rate(0.1)
+    assert [group["lr"] for group in update.optimizer.param_groups] == pytest.approx([0.05, 0.01])

@@ -1,0 +1,159 @@
+"""Rollback inside the process: what comes after it equals, bit for bit, a run that never saw the poisoned batch."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.trainers import Pod
+
+STEP = 23
+BATCHES = 16
+"""Per epoch of the tiny workload."""
+
+
+def reference(tmp_path: Path, skipped: list[int], **config: object) -> list[str]:
+    """Losses of an undisturbed run that leaves the batches with these numbers out from the start."""
+    pod = Pod(tmp_path / "reference").configure(config=config)
+    parts, state = pod.assemble()
+    state.loader.skipped.update(state.loader.position_of(number) for number in skipped)
+    from esper_runtime.tolaria.loop import train
+
+    assert train(parts, state).exit_code == 0
+    return pod.losses()
+
+
+@pytest.mark.parametrize("kind", ["NonFiniteLoss", "NonFiniteGradient"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lbfgs"])
+def test_losses_after_a_rollback_equal_a_run_without_the_poisoned_batch(tmp_path: Path, kind: str, optimizer: str):
+    if optimizer == "lbfgs" and kind == "NonFiniteGradient":
+        pytest.skip("one is enough: LBFGS evaluates several times per step")
+    fault = {"kind": kind, "step": STEP}
+    pod = Pod(tmp_path / "faulty").configure(config={"optimizer": optimizer, "epochs": 3}, faultInjection=[fault])
+    assert pod.train().exit_code == 0
+    recovery = pod.events("recovery")[0]
+    assert (recovery.cause, recovery.from_step, recovery.to_step) == (kind, STEP, 20)
+    assert recovery.verified
+    expected = reference(tmp_path, [STEP - 1], optimizer=optimizer, epochs=3)
+    replayed = pod.losses()[-20:]
+    assert replayed == expected[-20:]
+    assert pod.losses() != expected
+
+
+def test_rollback_shows_as_two_transitions_with_recovery_between(tmp_path: Path):
+    pod = Pod(tmp_path).configure(faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}])
+    pod.train()
+    assert pod.moves() == [
+        ("STARTING", "RUNNING", "Training"),
+        ("RUNNING", "ROLLING_BACK", "NonFiniteLoss"),
+        ("ROLLING_BACK", "RUNNING", "RolledBack"),
+        ("RUNNING", "SUCCEEDED", "Complete"),
+    ]
+    recovery = pod.events("recovery")[0]
+    assert 0 <= recovery.detect_ms < 1000
+    assert 0 < recovery.recover_ms < 5000
+    assert (pod.counters().rollbacks, pod.counters().skipped_batches) == (1, 1)
+
+
+def test_spike_is_found_after_three_steps_and_all_its_batches_are_skipped(tmp_path: Path):
+    pod = Pod(tmp_path / "faulty").configure(
+        config={"epochs": 4},
+        faultInjection=[{"kind": "LossSpike", "step": 33}],
+        health={"lossSpike": {"windowSteps": 40}},
+    )
+    assert pod.train().exit_code == 0
+    recovery = pod.events("recovery")[0]
+    assert (recovery.cause, recovery.from_step, recovery.to_step) == ("LossSpike", 35, 30)
+    assert pod.counters().skipped_batches == 3
+    assert pod.losses()[-20:] == reference(tmp_path, [32, 33, 34], epochs=4)[-20:]
+
+
+def test_candidate_snapshot_of_a_spiking_state_is_no_target(tmp_path: Path):
+    """The snapshot of step 30 is only a candidate when step 31 spikes: step 25 is the target."""
+    pod = Pod(tmp_path).configure(config={"epochs": 4}, faultInjection=[{"kind": "LossSpike", "step": 31}])
+    pod.train()
+    assert pod.events("recovery")[0].to_step == 25
+
+
+def test_learning_rate_is_scaled_for_good(tmp_path: Path):
+    pod = Pod(tmp_path).configure(
+        faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], rollback={"learningRateScale": "0.5"}
+    )
+    pod.train()
+    assert [n.message for n in pod.events("notice") if n.reason == "LearningRateScaled"] == [
+        "learning rate times 0.5 after a rollback: now 0.5 of its schedule"
+    ]
+    pod.attempt = 2
+    _, state = pod.assemble()
+    assert state.learning_rate_scale == 0.5
+
+
+@pytest.mark.parametrize(("on_exhausted", "code", "end"), [("Halt", 75, "HALTED"), ("Fail", 73, "STOPPING")])
+def test_exhausted_budget_ends_the_run_with_the_good_state_saved(
+    tmp_path: Path, on_exhausted: str, code: int, end: str
+):
+    faults = [{"kind": "NonFiniteLoss", "step": step} for step in (STEP, STEP + 1)]
+    pod = Pod(tmp_path).configure(faultInjection=faults, rollback={"maxRollbacks": 1, "onExhausted": on_exhausted})
+    outcome = pod.train()
+    assert (outcome.exit_code, outcome.reason, outcome.saved_step) == (code, "RollbacksExhausted", 20)
+    assert pod.moves()[-1][1] == end
+    assert pod.counters().rollbacks == 1
+
+
+def test_budget_is_not_reset_by_a_restart(tmp_path: Path):
+    pod = Pod(tmp_path).configure(
+        faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], rollback={"maxRollbacks": 1}, config={"epochs": 2}
+    )
+    assert pod.train().exit_code == 0
+    pod.attempt = 2
+    pod.configure(
+        faultInjection=[{"kind": "NonFiniteLoss", "step": 40}], rollback={"maxRollbacks": 1}, config={"epochs": 3}
+    )
+    assert pod.train().reason == "RollbacksExhausted"
+
+
+def test_ignored_anomaly_is_not_applied_and_training_goes_on(tmp_path: Path):
+    pod = Pod(tmp_path).configure(
+        faultInjection=[{"kind": "NonFiniteGradient", "step": STEP}], health={"nonFiniteAction": "Ignore"}
+    )
+    assert pod.train().exit_code == 0
+    assert not pod.events("recovery")
+    assert pod.counters().skipped_batches == 1
+    assert all(loss != "nan" for loss in pod.losses())
+
+
+def test_halt_on_anomaly_keeps_the_good_state(tmp_path: Path):
+    pod = Pod(tmp_path).configure(
+        faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], health={"nonFiniteAction": "Halt"}
+    )
+    outcome = pod.train()
+    assert (outcome.exit_code, outcome.reason, outcome.saved_step) == (75, "NonFiniteLoss", 20)
+
+
+@pytest.mark.parametrize("target", ["LatestVerified", "Best"])
+def test_rollback_to_a_checkpoint_of_the_volume(tmp_path: Path, target: str):
+    pod = Pod(tmp_path / "faulty").configure(
+        config={"epochs": 3}, faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], rollback={"target": target}
+    )
+    assert pod.train().exit_code == 0
+    recovery = pod.events("recovery")[0]
+    assert recovery.to_step == BATCHES
+    assert pod.losses()[-20:] == reference(tmp_path, [STEP - 1], epochs=3)[-20:]
+
+
+def test_without_memory_snapshots_the_volume_serves(tmp_path: Path):
+    pod = Pod(tmp_path).configure(
+        checkpoint={"memory": {"mode": "Disabled"}, "everySteps": 8},
+        faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}],
+    )
+    assert pod.train().exit_code == 0
+    assert pod.events("recovery")[0].to_step == BATCHES
+    assert not list((tmp_path / "shm").iterdir())
+
+
+def test_nothing_to_go_back_to_counts_as_exhausted(tmp_path: Path):
+    pod = Pod(tmp_path).configure(
+        checkpoint={"memory": {"mode": "Disabled"}}, faultInjection=[{"kind": "NonFiniteLoss", "step": 3}]
+    )
+    outcome = pod.train()
+    assert (outcome.exit_code, outcome.reason) == (75, "RollbacksExhausted")
+    assert "nothing to roll back to" in outcome.message

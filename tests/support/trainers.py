@@ -1,0 +1,142 @@
+"""Runs the real trainer on a tiny workload, in this process or in one of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from esper_leyline import env, paths
+from esper_leyline.journal import JournalReader
+from esper_leyline.pages import EmergencyRecord, Heartbeat, Page
+from esper_leyline.runconfig import parse
+from esper_leyline.v1 import report_pb2 as pb
+from esper_leyline.v1.emergency_pb2 import EMERGENCY_SOURCE_SPEC
+from esper_runtime.tolaria.assemble import assemble, build, lay_out
+from esper_runtime.tolaria.loop import Parts, train
+from esper_runtime.tolaria.outcome import Outcome
+from esper_runtime.tolaria.place import Place
+from esper_runtime.tolaria.state import TrainState
+
+CODE = Path(__file__).with_name("tinycode")
+UID = "0f0e0d0c-run"
+EVENTS = tuple(field.name for field in pb.RuntimeEvent.DESCRIPTOR.oneofs_by_name["event"].fields)
+
+
+@dataclass
+class Pod:
+    """Directories and run.json of one pod, as the trainer sees them."""
+
+    root: Path
+    attempt: int = 1
+    trainer_start: int = 1
+    incarnation: int = 1
+    uid: str = UID
+    document: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("run", "shm", "checkpoints"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def losses_file(self) -> Path:
+        return self.root / "losses"
+
+    def configure(self, *, entrypoint: str = "tiny:build", config: dict[str, Any] | None = None, **parts: Any) -> "Pod":
+        """run.json; `parts` are sections such as checkpoint={"everySteps": 5}."""
+        self.document = {
+            "version": 1,
+            "name": "tiny",
+            "namespace": "tests",
+            "uid": self.uid,
+            "entrypoint": entrypoint,
+            "config": {"losses": str(self.losses_file), **(config or {})},
+            "checkpoint": {"memory": {"everySteps": 5}},
+            **parts,
+        }
+        self.write_config()
+        return self
+
+    def write_config(self) -> None:
+        (self.root / "run.json").write_text(json.dumps(self.document))
+
+    def environment(self) -> dict[str, str]:
+        return {
+            env.CONFIG_FILE: str(self.root / "run.json"),
+            env.RUN_UID: self.uid,
+            env.ATTEMPT: str(self.attempt),
+            env.RUN_DIR: str(self.run_dir),
+            env.SHM_DIR: str(self.root / "shm"),
+            env.CHECKPOINT_DIR: str(self.root / "checkpoints"),
+            env.CODE_DIR: str(CODE),
+            env.TRAINER_START: str(self.trainer_start),
+            env.INCARNATION: str(self.incarnation),
+        }
+
+    def assemble(self) -> tuple[Parts, TrainState]:
+        bench = lay_out(Place.read(self.environment()), parse((self.root / "run.json").read_text()))
+        workload, device, state = build(bench)
+        return assemble(bench, workload, device, state), state
+
+    def train(self) -> Outcome:
+        """To its end, in this process."""
+        parts, state = self.assemble()
+        try:
+            return train(parts, state)
+        finally:
+            parts.checkpoints.close(5.0)
+            parts.epoch_end.handshake.close()
+
+    def spawn(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "esper_runtime.tolaria.trainer"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment()},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    # What it said
+
+    def losses(self) -> list[str]:
+        return self.losses_file.read_text().split() if self.losses_file.exists() else []
+
+    def events(self, kind: str | None = None) -> list[Any]:
+        """Journal events, or the messages of one kind."""
+        events = list(JournalReader(self.run_dir / paths.JOURNAL).events())
+        return events if kind is None else [getattr(e, kind) for e in events if e.WhichOneof("event") == kind]
+
+    def moves(self) -> list[tuple[str, str, str]]:
+        """Transitions as (from, to, reason)."""
+
+        def name(phase: int) -> str:
+            return pb.RuntimePhase.Name(phase).removeprefix("RUNTIME_PHASE_")
+
+        return [(name(t.from_phase), name(t.to_phase), t.reason) for t in self.events("transition")]
+
+    def counters(self) -> pb.Counters:
+        return self.events()[-1].counters
+
+    def heartbeat(self) -> Heartbeat | None:
+        path = self.run_dir / paths.TRAINER_PAGE
+        return Heartbeat.of(Page.open(path).read()) if path.exists() else None
+
+    # What it hears
+
+    def signal(self, mode: int, *, seq: int, signal_id: str = "ab" * 16, clear: bool = False, attempt: int = 0) -> None:
+        record = EmergencyRecord(
+            term=1,
+            seq=seq,
+            mode=mode,
+            clear=clear,
+            attempt=attempt,
+            signal_id=signal_id,
+            arrived_ns=1,
+            source=EMERGENCY_SOURCE_SPEC,
+        )
+        Page.create(self.run_dir / paths.EMERGENCY_PAGE).write(0, record.words())
