@@ -6,7 +6,12 @@ from pathlib import Path
 
 site = Path(sysconfig.get_path("purelib"))
 freed = 0
-for folder in [*site.glob("kubernetes/docs"), *site.glob("kubernetes/test"), *site.glob("kubernetes/**/test"), *site.glob("*/tests")]:
+for folder in [
+    *site.glob("kubernetes/docs"),
+    *site.glob("kubernetes/test"),
+    *site.glob("kubernetes/**/test"),
+    *site.glob("*/tests"),
+]:
     if folder.is_dir():
         freed += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         shutil.rmtree(folder)

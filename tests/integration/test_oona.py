@@ -236,3 +236,21 @@ async def test_a_wrong_password_is_said_and_a_right_one_works(tmp_path):
 async def test_an_oversized_envelope_is_a_mistake_of_the_caller(oona):
     with pytest.raises(ValueError, match="at most"):
         await oona.publish_report(envelope("x" * 300_000))
+
+
+@pytest.mark.slow
+async def test_a_cancelled_reader_always_ends(server, oona):
+    """asyncio.wait_for of Python 3.11 loses a cancellation that comes together with its result."""
+
+    async def read(client):
+        async with aclosing(client.reports()) as reports:
+            async for _ in reports:
+                pass
+
+    for n in range(150):
+        reader = asyncio.create_task(read(oona))
+        await asyncio.sleep(n * 0.0001)
+        reader.cancel()
+        done, _ = await asyncio.wait([reader], timeout=3)
+        assert done, f"the reader of round {n} ignores its cancellation"
+        assert reader.cancelled()

@@ -216,3 +216,34 @@ def test_training_makes_no_noise_about_a_missing_sidecar(sidecars: Sidecars) -> 
         [sys.executable, "-c", code, str(sidecars.run_dir)], capture_output=True, text=True, check=False, timeout=30
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+LATE_TRAINER = """
+import multiprocessing, sys
+from pathlib import Path
+from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
+from esper_runtime.tolaria.handshake import Boundary
+boundary = Boundary(Path(sys.argv[1]), run_uid=sys.argv[2], attempt=1, hard_deadline_s=60.0)
+assert not boundary.exchange(SystemStatePacket()).answered
+assert not boundary.idle
+if sys.argv[3] == "forks":
+    child = multiprocessing.get_context("fork").Process(target=sys.exit, args=(5,))
+    child.start()
+    child.join(10)
+    sys.exit(child.exitcode)
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("does", "code"), [("ends", 7), ("forks", 5)])
+def test_a_trainer_may_end_or_fork_beside_an_awaited_answer(sidecars: Sidecars, does: str, code: int) -> None:
+    sidecars.start("kasmina")
+    with slow_tamiyo(sidecars, 60.0):
+        done = subprocess.run(
+            [sys.executable, "-c", LATE_TRAINER, str(sidecars.run_dir), sidecars.run_uid, does],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")

@@ -25,7 +25,9 @@ def test_a_password_without_a_user_is_sent_alone():
     assert options["credential_provider"].get_credentials() == ("secret",)
 
 
-def test_no_credentials_means_no_login():
+def test_no_credentials_means_no_login(tmp_path):
+    (tmp_path / "url").write_text("redis://valkey:6379")
+    assert OonaConfig.from_directory(tmp_path).connection_options() == {}
     assert OonaConfig(url="redis://x").connection_options() == {}
 
 

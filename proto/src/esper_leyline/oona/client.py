@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from google.protobuf.message import DecodeError
 from redis.asyncio import ConnectionPool, Redis
@@ -30,6 +30,9 @@ BEGIN: Final = "0-0"
 _TRANSPORT_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError)
 _BATCH: Final = 128
 """Entries per read."""
+
+
+T = TypeVar("T")
 
 
 class OonaUnavailable(Exception):
@@ -90,6 +93,8 @@ class Oona:
         self._up = asyncio.Event()
         self._down = asyncio.Event()
         self._down.set()
+        self.problem = ""
+        """Why the last exchange with Redis failed; empty when it did not."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,11 +143,9 @@ class Oona:
             return Outcome(status=Status.UNAVAILABLE, detail="Redis did not answer lately; waiting before the next try")
         lane = self._critical if critical else self._normal
         try:
-            async with asyncio.timeout(self.config.timeout_s), lane.lock:
-                entry_id = await self._add(lane.client, stream, raw)
+            entry_id = await _within(self.config.timeout_s, self._add(lane, stream, raw))
         except _TRANSPORT_ERRORS as error:
-            self._failed()
-            return Outcome(status=Status.UNAVAILABLE, detail=_describe(error))
+            return Outcome(status=Status.UNAVAILABLE, detail=self._failed(error))
         except RedisError as error:
             self._succeeded()  # an answer, if not the one that was hoped for
             return Outcome(status=Status.REFUSED, detail=_describe(error))
@@ -152,8 +155,8 @@ class Oona:
         self._succeeded()
         return Outcome(status=Status.PUBLISHED, entry_id=entry_id)
 
-    async def _add(self, client: Redis, stream: Stream, raw: bytes) -> str:
-        async with client.pipeline(transaction=True) as transaction:
+    async def _add(self, lane: "_Lane", stream: Stream, raw: bytes) -> str:
+        async with lane.lock, lane.client.pipeline(transaction=True) as transaction:
             transaction.xadd(stream.name, {FIELD: raw}, maxlen=stream.max_length, approximate=not stream.exact)
             transaction.publish(stream.name, raw)
             if stream.idle_seconds is not None:
@@ -237,8 +240,7 @@ class Oona:
                 self._succeeded()
                 return dict(message)
             await self._attempt(listener.ping(), self.config.timeout_s)
-        self._failed()
-        raise OonaUnavailable("the server does not answer")
+        raise OonaUnavailable(self._failed(TimeoutError("the server does not answer")))
 
     async def _ask(self, call: Awaitable[Any], timeout_s: float) -> Any:
         """One exchange, with its result noted. OonaUnavailable for every way in which it can fail."""
@@ -249,11 +251,9 @@ class Oona:
     async def _attempt(self, call: Awaitable[Any], timeout_s: float) -> Any:
         """Like _ask for calls whose return is no proof of an answer: only a failure is noted."""
         try:
-            async with asyncio.timeout(timeout_s):
-                return await call
+            return await _within(timeout_s, call)
         except _TRANSPORT_ERRORS as error:
-            self._failed()
-            raise OonaUnavailable(_describe(error)) from error
+            raise OonaUnavailable(self._failed(error)) from error
         except RedisError as error:
             self._succeeded()
             raise OonaUnavailable(_describe(error)) from error
@@ -290,13 +290,17 @@ class Oona:
 
     def _succeeded(self) -> None:
         self._breaker.succeeded()
+        self.problem = ""
         self._down.clear()
         self._up.set()
 
-    def _failed(self) -> None:
+    def _failed(self, error: Exception) -> str:
+        """Notes a failure of the transport; its description."""
         self._breaker.failed()
+        self.problem = _describe(error)
         self._up.clear()
         self._down.set()
+        return self.problem
 
 
 class _Lane:
@@ -305,6 +309,20 @@ class _Lane:
     def __init__(self, client: Redis) -> None:
         self.client = client
         self.lock = asyncio.Lock()
+
+
+async def _within(timeout_s: float, call: Awaitable[T]) -> T:
+    """The result of `call`, or TimeoutError. A cancellation from outside always gets through: before Python 3.12
+    asyncio.wait_for, which redis-py uses, may swallow one that comes as its own result does."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await call
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _entries(found: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:

@@ -53,7 +53,7 @@ class OonaConfig:
     def connection_options(self) -> dict[str, Any]:
         """Keyword arguments for redis.asyncio that say who we are."""
         options: dict[str, Any] = {}
-        if self.directory is not None:
+        if self.directory is not None and self._read_credentials() != ("", ""):
             options["credential_provider"] = _Credentials(self._read_credentials)
         elif self.password:
             options["credential_provider"] = _Credentials(lambda: (self.username, self.password))

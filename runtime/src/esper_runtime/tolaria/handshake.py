@@ -12,8 +12,6 @@ loader workers could break (unless an answer is late: see `idle`). After the sof
 answer, when it comes within the hard deadline, is used at the next boundary. While one is awaited no other is asked.
 """
 
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,33 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 from esper_leyline.labels import KASMINA, TAMIYO
 from esper_leyline.paths import KASMINA_SOCKET, TAMIYO_SOCKET
 from esper_leyline.reasons import CommandRejection, RunReason
 from esper_leyline.v1.command_pb2 import AdaptationCommand, CommandType, OpenBoundaryRequest
-from esper_leyline.v1.command_pb2_grpc import KasminaAuthorityServiceStub, TamiyoPolicyServiceStub
 from esper_leyline.v1.report_pb2 import Degradation
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
 from google.protobuf.message import DecodeError
 
+from esper_runtime.tolaria import rpc
+
 SOFT_DEADLINE_S: Final = 0.012
 HARD_DEADLINE_S: Final = 2.0
 PACKET_VERSION: Final = 1
-MAX_MESSAGE: Final = 256
-
-_CHANNEL_OPTIONS: Final = (
-    # Else a new channel would inherit the connection, and the back-off, of the last one.
-    ("grpc.use_local_subchannel_pool", 1),
-    # A repeated SubmitCommand would be refused as a replay.
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", 256 * 1024),
-)
-
-# The generated stubs carry no types.
-_kasmina: Callable[[grpc.Channel], Any] = KasminaAuthorityServiceStub
-_tamiyo: Callable[[grpc.Channel], Any] = TamiyoPolicyServiceStub
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +84,7 @@ class Boundary:
         assumed = None if restarted else False
         self._degraded: dict[str, bool | None] = {KASMINA: assumed, TAMIYO: assumed}
         self._awaited: _Conversation | None = None
-        _warm_up(self._sockets.kasmina)
+        rpc.warm_up(self._sockets.kasmina)
 
     @property
     def idle(self) -> bool:
@@ -204,7 +188,7 @@ class _Conversation:
         self._sockets = sockets
         self._attempt = attempt
         self._deadline = self.started + deadline_s
-        self._channels: list[grpc.Channel] = []
+        self._channels: list[rpc.Channel] = []
         self._cancelled = False
         # A daemon, so that an unanswered call does not keep a trainer that wants to end.
         self._thread = threading.Thread(target=self._run, name="boundary", daemon=True)
@@ -226,7 +210,7 @@ class _Conversation:
     def _run(self) -> None:
         component = KASMINA
         try:
-            kasmina = _kasmina(self._channel(self._sockets.kasmina))
+            kasmina = rpc.kasmina(self._channel(self._sockets.kasmina))
             packet = self._packet
             opening = OpenBoundaryRequest(
                 run_uid=packet.training_run_id,
@@ -237,16 +221,16 @@ class _Conversation:
             packet.packet_id = self._call("open", kasmina.OpenBoundary, opening).packet_id
             self.outcome.answered.add(KASMINA)
             component = TAMIYO
-            tamiyo = _tamiyo(self._channel(self._sockets.tamiyo))
+            tamiyo = rpc.tamiyo(self._channel(self._sockets.tamiyo))
             signed = self._call("evaluate", tamiyo.Evaluate, packet)
             self.outcome.answered.add(TAMIYO)
             component = KASMINA
             verdict = self._call("submit", kasmina.SubmitCommand, signed)
             self._take(verdict.accepted, verdict.reason, signed.command)
-        except grpc.RpcError as error:
+        except rpc.RpcError as error:
             self.outcome.answered.discard(component)
             self.outcome.failed = component
-            self.outcome.message = _explained(component, error)
+            self.outcome.message = rpc.explained(component, error)
         except ValueError:
             # grpc's word for a call on a closed channel. Anything else is our own mistake and must be seen.
             if not self._cancelled:
@@ -256,8 +240,8 @@ class _Conversation:
             for channel in self._channels:
                 channel.close()
 
-    def _channel(self, socket: Path) -> grpc.Channel:
-        channel = grpc.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS)
+    def _channel(self, socket: Path) -> rpc.Channel:
+        channel = rpc.channel(socket)
         self._channels.append(channel)
         if self._cancelled:
             channel.close()
@@ -311,21 +295,3 @@ def _timings(asked: _Conversation | None, started: float) -> Timings:
         submit_ms=took.get("submit"),
         total_ms=(time.perf_counter() - started) * 1000.0,
     )
-
-
-def _explained(component: str, error: grpc.RpcError) -> str:
-    code = error.code() if isinstance(error, grpc.Call) else None
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"{component} gave no answer within the hard deadline"
-    details = error.details() if isinstance(error, grpc.Call) else str(error)
-    name = code.name if code is not None else type(error).__name__
-    return f"{component} does not answer: {name}: {details}"[:MAX_MESSAGE]
-
-
-def _warm_up(socket: Path) -> None:
-    """gRPC's first call in a process costs some 30 ms, twice the soft deadline; this one is made before training."""
-    # Its C core would tell standard error about each missing sidecar; we say so once, as a Degradation.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    channel = grpc.insecure_channel(f"unix:{socket}.warm-up", options=_CHANNEL_OPTIONS)
-    with channel, contextlib.suppress(grpc.RpcError):
-        _kasmina(channel).OpenBoundary(OpenBoundaryRequest(), timeout=1.0)

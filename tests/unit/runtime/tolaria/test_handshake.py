@@ -26,7 +26,8 @@ from esper_leyline.v1.command_pb2_grpc import (
     add_TamiyoPolicyServiceServicer_to_server,
 )
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
-from esper_runtime.tolaria.handshake import MAX_MESSAGE, Boundary, BoundaryResult
+from esper_runtime.tolaria.handshake import Boundary, BoundaryResult
+from esper_runtime.tolaria.rpc import MAX_MESSAGE
 
 PATIENT_S = 10.0
 HASTY_S = 0.001

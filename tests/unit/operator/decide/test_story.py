@@ -1,0 +1,224 @@
+"""The life of a run, as one reconcile after the other sees it."""
+
+import pytest
+from esper_leyline.v1.report_pb2 import Recovery
+from esper_operator.model import Applied
+from esper_operator.testing.builders import a_run
+
+from tests.support.scenes import condition, phases, running
+
+
+def test_a_run_goes_from_pending_to_succeeded() -> None:
+    scene = a_run().reconciled()
+    assert scene.status["phase"] == "Pending"
+    assert scene.jobs[0]["metadata"]["name"] == "digits-a1"
+    scene = scene.with_pods(state="placed").reconciled()
+    scene = scene.having(pods=()).with_pods().reconciled()
+    scene = scene.later(1).reporting("RUNNING", step=1, moved=("STARTING", "RUNNING")).reconciled()
+    scene = scene.later(9).reporting("RUNNING", step=999).failed(0).reconciled()
+    assert phases(scene) == ["Pending", "Starting", "Running", "Succeeded"]
+    assert condition(scene, "Complete") == ("True", "Complete")
+    assert condition(scene, "Finished") == ("True", "Complete")
+    assert scene.status["completionTime"] == "2026-03-01T12:00:10Z"
+
+
+def test_the_first_write_has_everything_that_columns_show() -> None:
+    status = a_run().reconciled().status
+    assert len(status["conditions"]) == 10
+    assert status["progress"] == {"epoch": 0, "step": 0, "percentage": 0, "metrics": []}
+    assert (status["attempt"], status["rollbacks"]["total"], status["restarts"]["total"]) == (1, 0, 0)
+    assert status["ranks"]["summary"] == "0/1"
+    assert status["observedGeneration"] == 1
+    assert {c["observedGeneration"] for c in status["conditions"]} == {1}
+
+
+def test_a_rollback_that_nobody_watched_is_two_transitions_and_one_event() -> None:
+    scene = running().later(1)
+    recovery = Recovery(
+        kind="RECOVERY_KIND_IN_PROCESS", cause="NonFiniteLoss", from_step=31, to_step=30, detect_ms=0.2, recover_ms=19.6
+    )
+    scene = scene.reporting("ROLLING_BACK", step=31, moved=("RUNNING", "ROLLING_BACK"), reason="NonFiniteLoss")
+    scene = scene.later(0.02).reporting("ROLLING_BACK", step=30, recovery=recovery, counters={"rollbacks": 1})
+    scene = scene.reporting("RUNNING", step=30, moved=("ROLLING_BACK", "RUNNING"), counters={"rollbacks": 1})
+    change = scene.change()
+    assert [str(event.reason) for event in change.events] == ["RolledBack"]
+    assert change.urgent
+    scene = scene.reconciled()
+    first, second = scene.status["history"][-2:]
+    assert (first["from"], first["to"], first["time"]) == ("Running", "RollingBack", "2026-03-01T12:00:02Z")
+    assert (second["from"], second["to"], second["time"]) == ("RollingBack", "Running", "2026-03-01T12:00:02.020000Z")
+    assert scene.status["lastRecovery"]["kind"] == "InProcess"
+    assert scene.status["lastRecovery"]["recoverMilliseconds"] == 20
+    assert scene.status["rollbacks"]["total"] == 1
+    assert condition(scene, "RolledBack") == ("True", "RolledBack")
+
+
+def test_a_crash_is_recorded_before_anything_is_deleted_and_then_tried_again() -> None:
+    scene = running().later(1).failed(70, message='{"reason":"TrainerCrashed","message":"boom","step":20}')
+    assert scene.plan().deletions == ()
+    scene = scene.reconciled()
+    assert scene.status["phase"] == "Restarting"
+    failure = scene.status["lastFailure"]
+    assert (failure["exitCode"], failure["containerName"], failure["message"]) == (70, "tolaria", "boom")
+    assert failure["podName"] == scene.pods[0]["metadata"]["name"]
+    assert scene.status["restarts"] == {"total": 1, "counted": 1, "inPlace": 0, "lastTime": "2026-03-01T12:00:02Z"}
+    assert [d.name for d in scene.plan().deletions] == ["digits-a1"]
+    scene = scene.reconciled()
+    assert scene.plan().deletions == ()
+    gone = scene.without_jobs()
+    assert gone.plan().job is None
+    assert gone.plan().requeue_after_s == 5
+    scene = gone.later(5).reconciled()
+    assert scene.status["attempt"] == 2
+    assert scene.status["phase"] == "Restarting"
+    assert "nextAttemptTime" not in scene.status
+    scene = scene.with_pods().reporting("RUNNING", step=11, moved=("STARTING", "RUNNING")).reconciled()
+    assert scene.status["phase"] == "Running"
+    assert phases(scene)[-2:] == ["Restarting", "Running"]
+
+
+def test_checkpoint_halt_and_resume() -> None:
+    scene = running().stopped("Checkpoint")
+    order = scene.plan().signal
+    assert order is not None
+    assert (order.mode, order.attempt, order.clear) == ("Checkpoint", 1, False)
+    scene = scene.reconciled()
+    assert scene.status["phase"] == "Halting"
+    assert scene.status["halt"]["missing"] == [scene.pods[0]["metadata"]["name"]]
+    assert scene.plan().signal is None
+    scene = scene.later(0.3).acknowledging(saved_step=23, step=23).reconciled()
+    halt = scene.status["halt"]
+    assert (halt["acknowledged"], halt["expected"], halt["savedStep"], halt["milliseconds"]) == (1, 1, 23, 300)
+    assert (halt["id"], halt["mode"], halt["source"], halt["missing"]) == (f"{1:032x}", "Checkpoint", "Spec", [])
+    assert scene.status["phase"] == "Halted"
+    scene = scene.later(1).failed(75).reconciled()
+    assert scene.change().changed is False
+    scene = scene.later(60).stopped("None").reconciled()
+    assert scene.status["nextAttemptTime"] == "2026-03-01T12:01:02.300000Z"
+    assert [d.name for d in scene.plan().deletions] == ["digits-a1"]
+    scene = scene.reconciled().without_jobs().reconciled()
+    assert scene.status["attempt"] == 2
+    assert scene.status["restarts"]["total"] == 0
+    assert scene.status["pausedSeconds"] == 61
+    scene = scene.with_pods().reporting("RUNNING", step=24, moved=("STARTING", "RUNNING")).reconciled()
+    assert phases(scene)[-5:] == ["Running", "Halting", "Halted", "Pending", "Running"]
+    assert condition(scene, "Halted") == ("False", "NotHalted")
+
+
+def test_freeze_keeps_the_pod_and_goes_on_in_place() -> None:
+    scene = running().stopped("Freeze").reconciled()
+    scene = scene.reporting("FROZEN", step=21, moved=("RUNNING", "FROZEN")).acknowledging(phase="FROZEN", step=21)
+    scene = scene.reconciled()
+    assert (scene.status["phase"], scene.status["reason"]) == ("Halted", "Frozen")
+    assert condition(scene, "Healthy")[0] == "True"
+    still = scene.later(30).reporting("FROZEN", step=21).change()
+    assert still.changed is False
+    assert still.folded is not None
+    scene = scene.later(60).stopped("None")
+    order = scene.plan().signal
+    assert order is not None
+    assert (order.clear, order.signal_id) == (True, f"{1:032x}")
+    scene = scene.reconciled()
+    assert (scene.status["phase"], scene.status["reason"]) == ("Halted", "Frozen")
+    scene = scene.later(0.2).reporting("RUNNING", step=21, moved=("FROZEN", "RUNNING"), reason="Resumed")
+    assert [str(e.reason) for e in scene.change().events] == ["Resumed"]
+    scene = scene.reconciled()
+    assert (scene.status["phase"], scene.status["attempt"]) == ("Running", 1)
+
+
+def test_suspend_releases_the_pods_and_resuming_is_the_next_attempt() -> None:
+    scene = running().suspended()
+    assert [d.name for d in scene.plan().deletions] == ["digits-a1"]
+    scene = scene.reconciled()
+    assert scene.status["phase"] == "Halting"
+    scene = scene.later(3).without_jobs().reconciled()
+    assert scene.status["phase"] == "Suspended"
+    assert condition(scene, "Suspended") == ("True", "Suspended")
+    scene = scene.later(3600).suspended(False).reconciled()
+    assert scene.status["attempt"] == 2
+    assert scene.status["restarts"]["total"] == 0
+    assert condition(scene, "Suspended") == ("False", "NotSuspended")
+
+
+def test_a_run_made_under_a_broadcast_starts_halted_and_starts_when_it_is_lifted() -> None:
+    scene = a_run().broadcast("Checkpoint").reconciled()
+    assert scene.status["phase"] == "Halted"
+    assert scene.jobs == ()
+    halt = scene.status["halt"]
+    assert (halt["source"], halt["id"], halt["acknowledged"], halt["expected"]) == ("Broadcast", "fire", 0, 0)
+    scene = scene.having(broadcasts=()).reconciled()
+    assert scene.status["attempt"] == 1
+    assert scene.status["phase"] == "Pending"
+
+
+def test_clearing_one_halt_reveals_the_next() -> None:
+    scene = running().broadcast("Freeze").stopped("Checkpoint")
+    assert scene.plan().signal is not None
+    assert scene.plan().signal.mode == "Checkpoint"
+    halted = scene.reconciled().failed(75).reconciled()
+    assert halted.status["halt"]["source"] == "Spec"
+    revealed = halted.stopped("None").reconciled()
+    assert revealed.status["phase"] == "Halted"
+    assert (revealed.status["halt"]["source"], revealed.status["halt"]["mode"]) == ("Broadcast", "Freeze")
+    assert revealed.having(broadcasts=()).reconciled().status["phase"] == "Pending"
+
+
+def test_the_strongest_wins_and_the_spec_wins_between_equals() -> None:
+    scene = running().stopped("Checkpoint").broadcast("Kill", "flood").broadcast("Checkpoint")
+    assert scene.plan().signal.mode == "Kill"
+    assert scene.plan().signal.source == "Broadcast"
+    scene = running().stopped("Kill").broadcast("Kill")
+    assert scene.plan().signal.source == "Spec"
+
+
+def test_an_operator_killed_between_signal_and_status_does_not_send_it_twice() -> None:
+    scene = running().stopped("Checkpoint").signalled("Checkpoint")
+    assert scene.plan().signal is None
+    status = scene.reconciled().status
+    assert (status["phase"], status["halt"]["id"]) == ("Halting", f"{1:032x}")
+
+
+def test_an_operator_killed_between_job_and_status_adopts_the_job() -> None:
+    scene = a_run().with_job(1)
+    assert scene.plan().job is None
+    scene = scene.reconciled()
+    assert (scene.status["attempt"], scene.status["jobName"]) == (1, "digits-a1")
+
+
+def test_a_stale_cache_leads_to_the_same_job_again_and_not_to_another() -> None:
+    scene = a_run().reconciled()
+    plan = scene.without_jobs().plan()
+    assert plan.attempt == 1
+    assert plan.job is not None
+    assert plan.job["metadata"]["name"] == "digits-a1"
+
+
+def test_a_job_that_the_api_refuses_is_a_condition_and_no_attempt() -> None:
+    scene = a_run().reconciled(Applied(refused="exceeded quota: jobs")).without_jobs()
+    assert scene.status["attempt"] == 0
+    assert condition(scene, "PodsReady") == ("False", "PodRefused")
+    assert scene.status["reason"] == "PodRefused"
+    assert scene.plan().requeue_after_s == 5
+    assert scene.later(40).plan().requeue_after_s == 40
+    assert scene.later(4000).plan().requeue_after_s == 300
+    again = scene.later(5).change(Applied(refused="exceeded quota: jobs"))
+    assert again.changed is False
+    assert scene.later(5).reconciled().status["attempt"] == 1
+
+
+@pytest.mark.parametrize("state", ["pending", "placed", "training"])
+def test_a_finished_run_absorbs_everything(state: str) -> None:
+    scene = running().failed(0).reconciled()
+    for other in (scene.stopped("Kill"), scene.suspended(), scene.with_pods(state=state), scene.without_jobs()):
+        assert other.change().changed is False
+        assert other.plan().job is None
+
+
+def test_reports_that_come_after_the_end_complete_the_figures() -> None:
+    scene = running().failed(0).reconciled().later(1)
+    scene = scene.reporting("SUCCEEDED", step=1000, checkpoint=1000, moved=("RUNNING", "SUCCEEDED"))
+    scene = scene.reconciled()
+    assert scene.status["phase"] == "Succeeded"
+    assert scene.status["progress"]["percentage"] == 100
+    assert scene.status["checkpoint"]["latestVerifiedStep"] == 1000
+    assert phases(scene)[-1] == "Succeeded"
