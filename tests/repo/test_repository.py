@@ -68,14 +68,31 @@ def test_broad_excepts_are_nowhere() -> None:
     assert found == [], "catch what can be mended, or say why on the line: `# broad: <reason>`"
 
 
-def test_wire_enums_have_one_home() -> None:
-    """A StrEnum or IntEnum outside Leyline is a mirror waiting to drift."""
+def enums(*roots: Path) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Place, name and string values of every enum below `roots`."""
+    for path in python_files(*roots):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and any("Enum" in ast.unparse(base) for base in node.bases):
+                values = {
+                    item.value.value
+                    for item in node.body
+                    if isinstance(item, ast.Assign)
+                    and isinstance(item.value, ast.Constant)
+                    and isinstance(item.value.value, str)
+                }
+                yield str(path.relative_to(ROOT)), node.name, frozenset(values)
+
+
+def test_no_enum_mirrors_one_of_leyline() -> None:
+    """Two lists of the same words drift apart; what stays inside one module is its own business."""
+    shared = list(enums(ROOT / "proto/src"))
     found = [
-        f"{path.relative_to(ROOT)}:{node.name}"
-        for path in python_files(ROOT / "operator/src", ROOT / "runtime/src")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef) and any("Enum" in ast.unparse(base) for base in node.bases)
+        f"{place}: {name} mirrors {other}"
+        for place, name, values in enums(ROOT / "operator/src", ROOT / "runtime/src")
+        for _, other, theirs in shared
+        if name == other or len(values & theirs) >= 2
     ]
+    assert shared
     assert found == []
 
 
