@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from esper_leyline.exitcodes import CliExit
+from esper_leyline.phases import EmergencyStop
 
 from esper_runtime.cli.backend import Backend, BackendError, Place, choose
 from esper_runtime.cli.output import Format, say
@@ -22,11 +23,7 @@ app = typer.Typer(
 )
 
 
-class HaltMode(StrEnum):
-    FREEZE = "Freeze"
-    CHECKPOINT = "Checkpoint"
-    KILL = "Kill"
-
+_HALT_MODES = click.Choice([mode.value for mode in EmergencyStop if mode is not EmergencyStop.NONE])
 
 Name = Annotated[str, typer.Argument(help="Name of the run.")]
 Manifest = Annotated[str, typer.Argument(help="Manifest with one EsperTrainingRun; - is standard input.")]
@@ -150,8 +147,11 @@ def logs(
 def halt(
     name: Name,
     mode: Annotated[
-        HaltMode, typer.Option(help="Freeze keeps the pods, Checkpoint saves and stops, Kill stops at once.")
-    ] = HaltMode.CHECKPOINT,
+        str,
+        typer.Option(
+            click_type=_HALT_MODES, help="Freeze keeps the pods, Checkpoint saves and stops, Kill stops at once."
+        ),
+    ] = EmergencyStop.CHECKPOINT.value,
     wait: Wait = True,
     timeout: Timeout = 60.0,
     namespace: Namespace = None,
@@ -163,7 +163,7 @@ def halt(
     """Stop a run now; it stays stopped until `esper resume`."""
     from esper_runtime.cli.control import halt as do
 
-    do(_backend(name, namespace, context, kubeconfig, state, local), name, mode.value, wait_s=timeout if wait else 0.0)
+    do(_backend(name, namespace, context, kubeconfig, state, local), name, mode, wait_s=timeout if wait else 0.0)
 
 
 @app.command()
