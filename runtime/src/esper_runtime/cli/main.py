@@ -3,12 +3,10 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import click
 import typer
 from esper_leyline.exitcodes import CliExit
-from esper_leyline.phases import EmergencyStop
 
 from esper_runtime.cli.backend import Backend, BackendError, Place, choose
 from esper_runtime.cli.output import Format, say
@@ -22,8 +20,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
-_HALT_MODES = click.Choice([mode.value for mode in EmergencyStop if mode is not EmergencyStop.NONE])
 
 Name = Annotated[str, typer.Argument(help="Name of the run.")]
 Manifest = Annotated[str, typer.Argument(help="Manifest with one EsperTrainingRun; - is standard input.")]
@@ -147,11 +143,9 @@ def logs(
 def halt(
     name: Name,
     mode: Annotated[
-        str,
-        typer.Option(
-            click_type=_HALT_MODES, help="Freeze keeps the pods, Checkpoint saves and stops, Kill stops at once."
-        ),
-    ] = EmergencyStop.CHECKPOINT.value,
+        Literal["Freeze", "Checkpoint", "Kill"],
+        typer.Option(help="Freeze keeps the pods, Checkpoint saves and stops, Kill stops at once."),
+    ] = "Checkpoint",
     wait: Wait = True,
     timeout: Timeout = 60.0,
     namespace: Namespace = None,
