@@ -1,0 +1,215 @@
+"""Latencies on a real cluster, kubelet and all: P14 of the goals, and halts with and without Redis.
+
+.venv/bin/python tests/bench/bench_cluster.py [--rounds 20] [--only apply,trainer,container,halt,halt-without-redis]
+
+Uses the cluster and the images of the e2e tests (tests/e2e/cluster.py says which) and leaves both as they were. Every
+instant is taken on this machine's clock: where something is killed, by the process that kills it, right before; where
+the API server shows something, on arrival of the watch event. A node on another machine would need its clock compared.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import platform
+import queue
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from kubernetes import client, config, watch
+
+from tests.e2e import cluster as kit
+
+NAMESPACE = "esper-bench"
+PATIENCE_S = 120.0
+Status = dict[str, Any]
+QUICK_RESTARTS = {
+    "maxRestarts": 1000,
+    "backoff": {"initialBackoffSeconds": 1, "maxBackoffSeconds": 1},
+}
+
+
+class Watched:
+    """Every change of the objects of one kind in the bench namespace, with the time of its arrival."""
+
+    def __init__(self, listing: Callable[..., Any], *words: str) -> None:
+        self._changes: queue.Queue[tuple[float, Any]] = queue.Queue(maxsize=10_000)
+        self._watch: Any = watch.Watch()  # type: ignore[no-untyped-call]
+        self._listing, self._words = listing, words
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        while True:
+            for change in self._watch.stream(self._listing, *self._words, timeout_seconds=300):
+                self._changes.put((time.time(), change["object"]))
+
+    def first(self, holds: Callable[[Any], bool]) -> float:
+        """When an object for which `holds` is true first arrived; what came before it is dropped."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                at, found = self._changes.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise kit.Failed(f"no such change within {PATIENCE_S:.0f} s") from None
+            if holds(found):
+                return at
+
+
+class Bench:
+    """One cluster with Esper on it, its runs and pods watched."""
+
+    def __init__(self, cluster: kit.Cluster) -> None:
+        self.cluster = cluster
+        api: Any = config.new_client_from_config(str(cluster.kubeconfig))  # type: ignore[no-untyped-call]
+        custom = client.CustomObjectsApi(api).list_namespaced_custom_object
+        self.runs = Watched(custom, "esper.dev", "v1alpha1", NAMESPACE, "espertrainingruns")
+        self.pods = Watched(client.CoreV1Api(api).list_namespaced_pod, NAMESPACE)
+
+    def start(self, name: str, **spec: Any) -> kit.RunHandle:
+        text, _ = kit.manifest("examples/digits.yaml", name=name, **spec)
+        self.cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=text)
+        return kit.RunHandle(self.cluster, NAMESPACE, name)
+
+    def long_run(self, name: str) -> kit.RunHandle:
+        run = self.start(name, runtime={"config": {"epochs": 5000}}, restart=QUICK_RESTARTS)
+        run.wait_phase("Running", timeout_s=180)
+        return run
+
+    def status(self, name: str, holds: Callable[[Status], bool]) -> float:
+        return self.runs.first(lambda o: o["metadata"]["name"] == name and holds(o.get("status", {})))
+
+
+def apply_to_pod(bench: Bench, rounds: int) -> list[float]:
+    """From the watch event of the new run, which is its earliest trace, to that of its pod; one run at a time."""
+    return [_one_start(bench, f"apply-{number}") for number in range(rounds)]
+
+
+def _one_start(bench: Bench, name: str) -> float:
+    run = bench.start(name)
+    created = bench.runs.first(lambda o: o["metadata"]["name"] == name)
+    pod = bench.pods.first(lambda o: o.metadata.labels.get("esper.dev/run") == name)
+    run.kubectl("delete", "etr", name, "--wait=true")
+    kit.until("its pod to go", lambda: not run.pods(), timeout_s=90)
+    return pod - created
+
+
+KILL_TRAINER = (
+    "import os,signal,struct,time;"
+    "words=struct.unpack('<8Q',open('/run/esper/supervisor.page','rb').read(64));"
+    "print(time.time(),flush=True);os.kill(words[2],signal.SIGKILL)"
+)
+
+
+def trainer_death(bench: Bench, rounds: int) -> list[float]:
+    """From the SIGKILL of the trainer process to a status that says Restarting or counts the restart."""
+    run = bench.long_run("trainer")
+    took = [_one_death(bench, run, lambda: float(run.python(KILL_TRAINER))) for _ in range(rounds)]
+    run.kubectl("delete", "etr", run.name, "--wait=true")
+    return took
+
+
+KILL_CONTAINER = """
+container=$(crictl ps -q --label io.kubernetes.container.name=tolaria --label io.kubernetes.pod.name=$1)
+pid=$(crictl inspect -o go-template --template '{{.info.pid}}' $container)
+date +%s.%N
+kill -9 $pid
+"""
+
+
+def container_death(bench: Bench, rounds: int) -> list[float]:
+    """From the SIGKILL of the container's first process, sent on the node, to a status that says so."""
+    run, node = bench.long_run("container"), f"{kit.NAME}-control-plane"
+
+    def kill() -> float:
+        return float(kit.command("docker", "exec", node, "sh", "-c", KILL_CONTAINER, "kill", run.pod()))
+
+    took = [_one_death(bench, run, kill) for _ in range(rounds)]
+    run.kubectl("delete", "etr", run.name, "--wait=true")
+    return took
+
+
+def _one_death(bench: Bench, run: kit.RunHandle, kill: Callable[[], float]) -> float:
+    """Waits until `run` trains, kills, and says how long the resource took to show it."""
+    status = run.wait("training", lambda s: s["phase"] == "Running", 180)
+    status = run.wait_step(status["progress"]["step"] + 30)
+    before = status["restarts"]["total"]
+    died = kill()
+    shown = bench.status(run.name, lambda s: s.get("phase") == "Restarting" or s["restarts"]["total"] > before)
+    run.wait("the restart", lambda s: s["restarts"]["total"] > before and s["phase"] == "Running", 180)
+    return shown - died
+
+
+def halts(bench: Bench, rounds: int) -> list[float]:
+    """From the answer to the patch of spec.emergencyStop to a status with every rank's acknowledgement."""
+    run, took = bench.long_run("halts"), []
+    for _ in range(rounds):
+        status = run.wait("steps", lambda s: s["phase"] == "Running", 60)
+        run.wait_step(status["progress"]["step"] + 30)
+        run.patch({"emergencyStop": "Freeze"})
+        patched = bench.runs.first(lambda o: o["spec"].get("emergencyStop") == "Freeze")
+        shown = bench.status(run.name, lambda s: s.get("halt", {}).get("acknowledged") == 1 and s["phase"] == "Halted")
+        took.append(shown - patched)
+        run.patch({"emergencyStop": "None"})
+    run.kubectl("delete", "etr", run.name, "--wait=true")
+    return took
+
+
+def halts_without_redis(bench: Bench, rounds: int) -> list[float]:
+    with kit.redis_away(bench.cluster):
+        return halts(bench, rounds)
+
+
+PARTS: dict[str, tuple[str, str, Callable[[Bench, int], list[float]]]] = {
+    "apply": ("kubectl apply -> pod created", "0.5 s", apply_to_pod),
+    "trainer": ("trainer process death -> CR", "0.5 s", trainer_death),
+    "container": ("container death -> CR", "1 s", container_death),
+    "halt": ("halt patch -> acknowledged", "0.5 s", halts),
+    "halt-without-redis": ("halt patch -> acknowledged, no Redis", "1 s", halts_without_redis),
+}
+
+
+def report(name: str, goal: str, took: list[float]) -> None:
+    ordered = sorted(took)
+    p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+    print(
+        f"{name:38} n={len(took):3}  p50 {statistics.median(took) * 1e3:6.0f}  p95 {p95 * 1e3:6.0f}  "
+        f"max {ordered[-1] * 1e3:6.0f} ms   goal p95 <= {goal}",
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[Bench]:
+    cluster = kit.make()
+    try:
+        cluster.install()
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", timeout_s=180)
+        cluster.kubectl("create", "namespace", NAMESPACE)
+        yield Bench(cluster)
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    finally:
+        kit.remove(cluster)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    arguments = parser.parse_args()
+    commit = kit.command("git", "rev-parse", "--short", "HEAD").strip()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, commit {commit}, one node", flush=True)
+    with prepared() as bench:
+        for part in arguments.only.split(","):
+            name, goal, measure = PARTS[part]
+            report(name, goal, measure(bench, arguments.rounds))
+
+
+if __name__ == "__main__":
+    main()
