@@ -81,8 +81,8 @@ class Pod:
 
     def assemble(self) -> tuple[Parts, TrainState]:
         bench = lay_out(Place.read(self.environment()), parse((self.root / "run.json").read_text()))
-        workload, device, state = build(bench)
-        return assemble(bench, workload, device, state), state
+        built = build(bench)
+        return assemble(bench, built), built.state
 
     def train(self) -> Outcome:
         """To its end, in this process."""

@@ -157,3 +157,40 @@ def test_nothing_to_go_back_to_counts_as_exhausted(tmp_path: Path):
     outcome = pod.train()
     assert (outcome.exit_code, outcome.reason) == (75, "RollbacksExhausted")
     assert "nothing to roll back to" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("steps", "health", "made"),
+    [
+        ((), {}, 32),
+        ((STEP,), {}, 31),
+        ((STEP, STEP + 5), {}, 30),
+        ((STEP,), {"nonFiniteAction": "Ignore"}, 32),  # such a step counts, although nothing was applied
+    ],
+)
+def test_a_finished_run_has_made_all_its_steps(tmp_path: Path, steps: tuple[int, ...], health: object, made: int):
+    faults = [{"kind": "NonFiniteLoss", "step": step} for step in steps]
+    pod = Pod(tmp_path).configure(faultInjection=faults, health=health)
+    assert pod.train().exit_code == 0
+    beat = pod.heartbeat()
+    assert beat is not None
+    assert (beat.step, beat.total_steps) == (made, made)
+    last = pod.events("epoch")[-1]
+    assert (last.step, last.total_steps) == (made, made)
+
+
+def test_progress_counts_a_skipped_batch_no_more_from_the_rollback_on(tmp_path: Path):
+    pod = Pod(tmp_path).configure(config={"epochs": 3}, faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}])
+    pod.train()
+    assert [(epoch.step, epoch.total_steps) for epoch in pod.events("epoch")] == [(16, 48), (31, 47), (47, 47)]
+
+
+def test_a_batch_skipped_in_an_earlier_attempt_is_no_step_of_this_one(tmp_path: Path):
+    pod = Pod(tmp_path).configure(faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}])
+    assert pod.train().exit_code == 0
+    pod.attempt = 2
+    pod.configure(config={"epochs": 3})
+    assert pod.train().exit_code == 0
+    beat = pod.heartbeat()
+    assert beat is not None
+    assert (beat.step, beat.total_steps) == (47, 47)

@@ -27,7 +27,7 @@ from esper_runtime.tolaria.faults import Faults
 from esper_runtime.tolaria.finish import Finish
 from esper_runtime.tolaria.handshake import Boundary as Handshake
 from esper_runtime.tolaria.judge import Judge
-from esper_runtime.tolaria.loop import Parts
+from esper_runtime.tolaria.loop import Parts, locate
 from esper_runtime.tolaria.memory import Memory
 from esper_runtime.tolaria.outcome import Outcome
 from esper_runtime.tolaria.place import Place
@@ -41,6 +41,9 @@ from esper_runtime.workload import Workload, resolve_device
 
 log = logging.getLogger(__name__)
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+Between = Callable[[], Outcome | None]
+"""Called between batches of held-out data: beats, and gives the Outcome of a stop."""
 
 
 @dataclass(kw_only=True)
@@ -96,7 +99,16 @@ def _last_beat(run_dir: Path) -> int:
     return 0
 
 
-def build(bench: Bench) -> tuple[Workload, torch.device, TrainState]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Built:
+    """What the user's code gave, with its model in arenas."""
+
+    workload: Workload
+    device: torch.device
+    state: TrainState
+
+
+def build(bench: Bench) -> Built:
     """Runs the user's code and puts its model into arenas. UserCodeError when that is impossible."""
     config = bench.config
     seed = config.config.get("seed")
@@ -108,7 +120,7 @@ def build(bench: Bench) -> tuple[Workload, torch.device, TrainState]:
         state = _state(bench, workload, device)
     except (TypeError, ValueError) as error:
         raise UserCodeError(RunReason.USER_CODE_ERROR, f"{config.entrypoint}: {shortened(error)}") from error
-    return workload, device, state
+    return Built(workload=workload, device=device, state=state)
 
 
 def _state(bench: Bench, workload: Workload, device: torch.device) -> TrainState:
@@ -141,88 +153,55 @@ def _state(bench: Bench, workload: Workload, device: torch.device) -> TrainState
     return state
 
 
-def assemble(bench: Bench, workload: Workload, device: torch.device, state: TrainState) -> Parts:
+def assemble(bench: Bench, built: Built) -> Parts:
     """The parts, with the state restored to where training goes on."""
-    place, config, events, facts, heart = bench.place, bench.config, bench.events, bench.facts, bench.heart
-    total_steps = workload.epochs * state.loader.batches_per_epoch
-    heart.total_steps = total_steps
-    checkpoints = Checkpoints(
-        bench.store, Writer(bench.store), config=config.checkpoint, facts=facts, events=events, beat=heart.beat
-    )
-    memory = _memory(bench, state)
-    origin = start.restore(
-        state,
-        memory=memory,
-        checkpoints=checkpoints,
-        resume_from=config.checkpoint.resume_from,
-        events=events,
-    )
-    log.info("training starts from %s at step %d", origin.source, origin.step)
-    heart.progress(step=state.step, epoch=min(state.epoch + 1, workload.epochs), loss=state.loss)
-    control = Control(
-        place.run_dir,
-        identity=Identity(run_uid=place.run_uid, attempt=place.attempt, rank=place.rank),
-        heart=heart,
-        events=events,
-        step=lambda: state.step,
-        save=lambda: checkpoints.save_now(state),
-    )
-    faults = Faults(
-        config.faults,
-        rank=place.rank,
-        facts=facts,
-        events=events,
-        spike_steps=config.health.loss_spike_consecutive_steps,
-    )
-    rollbacks = Rollbacks(
-        config=config.rollback,
-        memory=memory,
-        checkpoints=checkpoints,
-        facts=facts,
-        events=events,
-        on_rolled_back=faults.rolled_back,
-    )
-    between = _between_batches(heart, control)
-    epoch_end = EpochEnd(
-        workload=workload,
-        config=config,
-        config_file=place.config_file,
-        device=device,
-        checkpoints=checkpoints,
-        memory=memory,
-        rollbacks=rollbacks,
-        commands=Commands(rollbacks=rollbacks, facts=facts, events=events),
-        handshake=Handshake(
-            place.run_dir, run_uid=place.run_uid, attempt=place.attempt, restarted=place.trainer_start > 1
-        ),
-        facts=facts,
-        events=events,
-        heart=heart,
-        between_batches=between,
-    )
-    finish = Finish(
-        workload=workload,
-        config=config,
-        device=device,
-        checkpoints=checkpoints,
-        events=events,
-        heart=heart,
-        between_batches=between,
-    )
+    workload, state = built.workload, built.state
+    kept = _kept(bench, state)
+    origin = _restore(bench, built, kept)
+    control = _control(bench, state, kept)
+    faults = _faults(bench)
+    rollbacks = _rollbacks(bench, kept, on_rolled_back=faults.rolled_back)
+    between = _between_batches(bench.heart, control)
     return Parts(
         control=control,
-        step=Step(workload, state, faults, total_steps=total_steps),
+        step=Step(workload, state, faults, planned_steps=planned_steps(built)),
         rollbacks=rollbacks,
-        memory=memory,
-        checkpoints=checkpoints,
-        heart=heart,
-        start=start.Start(
-            place, origin, events=events, heart=heart, began_ns=bench.began_ns, last_beat_ns=bench.last_beat_ns
-        ),
-        epoch_end=epoch_end,
-        finish=finish,
+        memory=kept.memory,
+        checkpoints=kept.checkpoints,
+        heart=bench.heart,
+        start=_start(bench, origin),
+        epoch_end=_epoch_end(bench, built, kept, rollbacks, between),
+        finish=_finish(bench, built, kept, between),
         epochs=workload.epochs,
     )
+
+
+def planned_steps(built: Built) -> int:
+    """Of the whole training, skipped batches included: the length of the learning rate's schedule."""
+    return built.workload.epochs * built.state.loader.batches_per_epoch
+
+
+# Where good states are kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """The two places that training can go back to."""
+
+    memory: Memory
+    checkpoints: Checkpoints
+
+
+def _kept(bench: Bench, state: TrainState) -> Kept:
+    checkpoints = Checkpoints(
+        bench.store,
+        Writer(bench.store),
+        config=bench.config.checkpoint,
+        facts=bench.facts,
+        events=bench.events,
+        beat=bench.heart.beat,
+    )
+    return Kept(memory=_memory(bench, state), checkpoints=checkpoints)
 
 
 def _memory(bench: Bench, state: TrainState) -> Memory:
@@ -237,7 +216,104 @@ def _memory(bench: Bench, state: TrainState) -> Memory:
     return Memory(open_snapshots, config=checkpoint, events=bench.events)
 
 
-def _between_batches(heart: Heart, control: Control) -> Callable[[], Outcome | None]:
+def _restore(bench: Bench, built: Built, kept: Kept) -> start.Origin:
+    state = built.state
+    origin = start.restore(
+        state,
+        memory=kept.memory,
+        checkpoints=kept.checkpoints,
+        resume_from=bench.config.checkpoint.resume_from,
+        events=bench.events,
+    )
+    log.info("training starts from %s at step %d", origin.source, origin.step)
+    locate(bench.heart, state, built.workload.epochs)
+    return origin
+
+
+# What acts on the state
+
+
+def _control(bench: Bench, state: TrainState, kept: Kept) -> Control:
+    place = bench.place
+    return Control(
+        place.run_dir,
+        identity=Identity(run_uid=place.run_uid, attempt=place.attempt, rank=place.rank),
+        heart=bench.heart,
+        events=bench.events,
+        step=lambda: state.step,
+        save=lambda: kept.checkpoints.save_now(state),
+    )
+
+
+def _faults(bench: Bench) -> Faults:
+    return Faults(
+        bench.config.faults,
+        rank=bench.place.rank,
+        facts=bench.facts,
+        events=bench.events,
+        spike_steps=bench.config.health.loss_spike_consecutive_steps,
+    )
+
+
+def _rollbacks(bench: Bench, kept: Kept, *, on_rolled_back: Callable[[], None]) -> Rollbacks:
+    return Rollbacks(
+        config=bench.config.rollback,
+        memory=kept.memory,
+        checkpoints=kept.checkpoints,
+        facts=bench.facts,
+        events=bench.events,
+        on_rolled_back=on_rolled_back,
+    )
+
+
+# Begin and end
+
+
+def _start(bench: Bench, origin: start.Origin) -> start.Start:
+    return start.Start(
+        bench.place,
+        origin,
+        events=bench.events,
+        heart=bench.heart,
+        began_ns=bench.began_ns,
+        last_beat_ns=bench.last_beat_ns,
+    )
+
+
+def _epoch_end(bench: Bench, built: Built, kept: Kept, rollbacks: Rollbacks, between: Between) -> EpochEnd:
+    place = bench.place
+    return EpochEnd(
+        workload=built.workload,
+        config=bench.config,
+        config_file=place.config_file,
+        device=built.device,
+        checkpoints=kept.checkpoints,
+        memory=kept.memory,
+        rollbacks=rollbacks,
+        commands=Commands(rollbacks=rollbacks, facts=bench.facts, events=bench.events),
+        handshake=Handshake(
+            place.run_dir, run_uid=place.run_uid, attempt=place.attempt, restarted=place.trainer_start > 1
+        ),
+        facts=bench.facts,
+        events=bench.events,
+        heart=bench.heart,
+        between_batches=between,
+    )
+
+
+def _finish(bench: Bench, built: Built, kept: Kept, between: Between) -> Finish:
+    return Finish(
+        workload=built.workload,
+        config=bench.config,
+        device=built.device,
+        checkpoints=kept.checkpoints,
+        events=bench.events,
+        heart=bench.heart,
+        between_batches=between,
+    )
+
+
+def _between_batches(heart: Heart, control: Control) -> Between:
     def between() -> Outcome | None:
         heart.beat()
         return control.poll()

@@ -89,6 +89,13 @@ class Loader:
     def next_epoch(self) -> None:
         self.position = Position(self.position.epoch + 1, 0)
 
+    def remaining(self, epochs: int) -> int:
+        """Batches that are still to come in a training of so many epochs; skipped ones are none."""
+        end = epochs * self.batches_per_epoch
+        begin = self.number(self.position)
+        skipped = sum(1 for position in self.skipped if begin <= self.number(position) < end)
+        return max(0, end - begin) - skipped
+
     def number(self, position: Position) -> int:
         """A position as one integer, for the run's log; `position_of` turns it back."""
         return position.epoch * self.batches_per_epoch + position.batch

@@ -6,6 +6,7 @@ from esper_runtime.tolaria.boundary import EpochEnd
 from esper_runtime.tolaria.control import Control
 from esper_runtime.tolaria.durable import Checkpoints
 from esper_runtime.tolaria.finish import Finish
+from esper_runtime.tolaria.judge import Call
 from esper_runtime.tolaria.memory import Memory
 from esper_runtime.tolaria.outcome import Outcome
 from esper_runtime.tolaria.rollback import Rollbacks
@@ -43,6 +44,7 @@ def train(parts: Parts, state: TrainState) -> Outcome:
             stop = parts.epoch_end.close(state)
             if stop is not None:
                 return stop
+            locate(heart, state, parts.epochs)
             continue
         result = parts.step.run(batch, state)
         heart.progress(step=state.step, epoch=loader.current.epoch + 1, loss=state.loss)
@@ -52,6 +54,14 @@ def train(parts: Parts, state: TrainState) -> Outcome:
         )
         if stop is not None:
             return stop
+        if result.verdict.call is not Call.GOOD:
+            locate(heart, state, parts.epochs)
         parts.memory.after_step(state, result.verdict)
         parts.checkpoints.after_step(state, result.verdict)
     return parts.finish.complete(state, parts.epoch_end.metrics)
+
+
+def locate(heart: Heart, state: TrainState, epochs: int) -> None:
+    """Tells where training is when it may have moved by other than one step: restored, rolled back, a batch fewer."""
+    heart.total_steps = state.total_steps(epochs)
+    heart.progress(step=state.step, epoch=min(state.epoch + 1, epochs), loss=state.loss)

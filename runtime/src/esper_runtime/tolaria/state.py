@@ -86,6 +86,10 @@ class TrainState:
     def epoch(self) -> int:
         return self.loader.position.epoch
 
+    def total_steps(self, epochs: int) -> int:
+        """Steps that a training of so many epochs will have made when it is done: a skipped batch is no step."""
+        return self.step + self.loader.remaining(epochs)
+
     @property
     def layout(self) -> str:
         """Identifies the shape of the model: a state fits only where this is equal."""

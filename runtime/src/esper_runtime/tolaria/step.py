@@ -25,12 +25,12 @@ class StepResult:
 class Step:
     """Runs steps of one workload on one state."""
 
-    def __init__(self, workload: Workload, state: TrainState, faults: Faults, *, total_steps: int) -> None:
+    def __init__(self, workload: Workload, state: TrainState, faults: Faults, *, planned_steps: int) -> None:
         self._loss: Callable[[nn.Module, Batch], Tensor] = workload.loss
         self._schedule = workload.schedule
         self._clip = workload.clip_gradient_norm
         self._faults = faults
-        self._total_steps = total_steps
+        self._planned_steps = planned_steps
         self._update = state.update
 
     def run(self, batch: Batch, state: TrainState) -> StepResult:
@@ -74,7 +74,7 @@ class Step:
             update.scale_gradients(self._clip / squared_norm**0.5)
         factor = state.learning_rate_scale
         if self._schedule is not None:
-            factor *= self._schedule(step - 1, self._total_steps)
+            factor *= self._schedule(step - 1, self._planned_steps)
         update.set_learning_rate(factor)
         update.apply(self._closure(batch, state, step, loss) if update.needs_closure else _no_closure)
 

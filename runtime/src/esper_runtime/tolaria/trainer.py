@@ -55,10 +55,10 @@ def main() -> int:
 def run(bench: Bench, config: RunConfig) -> Outcome:
     """Trains. An error with a meaning of its own becomes its Outcome; anything else is a crash."""
     try:
-        workload, device, state = build(bench)
-        parts = assemble(bench, workload, device, state)
+        built = build(bench)
+        parts = assemble(bench, built)
         parts.control.listen()
-        outcome = train(parts, state)
+        outcome = train(parts, built.state)
         parts.checkpoints.close(CLOSE_S)
         return outcome
     except UserCodeError as error:
@@ -67,7 +67,7 @@ def run(bench: Bench, config: RunConfig) -> Outcome:
         return Outcome(exit_code=ExitCode.USER_CODE, reason=RunReason.USER_CODE_ERROR, message=str(error))
     except NoValidCheckpointError as error:
         return Outcome(exit_code=ExitCode.NO_VALID_CHECKPOINT, reason=RunReason.NO_VALID_CHECKPOINT, message=str(error))
-    except Exception as error:
+    except Exception as error:  # broad: user code runs here and may raise anything; its own words are the report
         log.exception("training crashed")
         return Outcome(exit_code=ExitCode.TRAINER_CRASHED, reason=RunReason.TRAINER_CRASHED, message=shortened(error))
 

@@ -49,6 +49,18 @@ def test_skipping_the_last_batch_ends_the_epoch():
     assert one.position == Position(1, 0)
 
 
+def test_remaining_is_what_will_be_given():
+    one = loader()
+    one.skipped.update({Position(0, 1), Position(2, 0), Position(2, 2), Position(7, 0)})
+    for _ in range(3):
+        left = one.remaining(3)
+        while one.take() is not None:
+            left -= 1
+            assert one.remaining(3) == left
+        one.next_epoch()
+    assert one.remaining(3) == one.remaining(1) == 0
+
+
 def test_current_is_the_position_of_the_batch_given_last():
     one = loader()
     one.take()
