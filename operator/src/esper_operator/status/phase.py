@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from esper_leyline.phases import ConditionType, Phase
+from esper_leyline.phases import ConditionType, EmergencyStop, Phase
 from esper_leyline.reasons import RunReason
 
 from esper_operator.model import Ending
@@ -61,9 +61,19 @@ def _of_pods(draft: Draft, at: Phase | None) -> Phase:
         return Phase.RESTARTING if restarting else Phase.STARTING
     if at is not None and restarting:
         return at
+    if _only_has_to_end(draft):
+        return Phase.PENDING
     healthy = draft.old.condition(ConditionType.HEALTHY)
     lifted = at in (Phase.HALTING, Phase.HALTED) and healthy is not None and healthy.status != "Unknown"
     return Phase.RUNNING if lifted and training_pods(draft.seen) else Phase.STARTING
+
+
+def _only_has_to_end(draft: Draft) -> bool:
+    """The newest pods were stopped by a halt that is lifted by now: what trains next is another attempt."""
+    halt = draft.old.halt
+    if halt is None or halt.mode is EmergencyStop.FREEZE or halt.completed_time is None or halt.requested_time is None:
+        return False
+    return all(pod.created < halt.requested_time for pod in newest_pods(draft.seen))
 
 
 def _reports(draft: Draft) -> bool:
