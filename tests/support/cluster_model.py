@@ -309,7 +309,6 @@ class SimOperator:
             reports=tuple(reports),
             report_age_s=age,
             report_cursor=cluster.cursor,
-            superseded=(),
             signal=cached.signal,
         )
 

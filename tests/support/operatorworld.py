@@ -65,6 +65,8 @@ class World:
         self.sent: list[EmergencySignal] = []
         """By Redis."""
         self.bus_up = True
+        self.saved_by_halt: int | None = None
+        """By the trainer's own last word."""
         self._grown = asyncio.Event()
         self._trainings: dict[str, Training] = {}
         self._trainers: dict[str, asyncio.Task[None]] = {}
@@ -225,6 +227,8 @@ class World:
         self.api.edit(resource, NAMESPACE, name, change)
 
     async def end_container(self, pod: str, code: int, message: str) -> None:
+        if code == 75:
+            self.saved_by_halt = json.loads(message)["savedStep"]
         self.kill_container(pod, code, message)
 
     def kill_container(self, pod_name: str, code: int, message: str = "") -> None:
@@ -239,12 +243,14 @@ class World:
         self._edit(PODS, pod_name, change)
 
     def signal(self, pod: str) -> EmergencySignal | None:
-        """As the kubelet mounts it, at once."""
+        """The newest, by Redis or as the kubelet mounts it, at once."""
         found = self.api.find(CONFIG_MAPS, NAMESPACE, labels.emergency_config_map_name(pod.rsplit("-a", 1)[0]))
         text = ((found or {}).get("data") or {}).get("signal")
-        if not text:
-            return None
-        return EmergencySignal.FromString(BusEnvelope.FromString(base64.b64decode(text)).payload)
+        uid = self.api.find(PODS, NAMESPACE, pod)["metadata"]["labels"][labels.RUN_UID]
+        arrived = [signal for signal in self.sent if signal.run_uid == uid]
+        if text:
+            arrived.append(EmergencySignal.FromString(BusEnvelope.FromString(base64.b64decode(text)).payload))
+        return max(arrived, key=lambda signal: (signal.term, signal.seq), default=None)
 
     def send(self, _pod: str, _report: RunReport, envelope: BusEnvelope) -> None:
         self.log.append(envelope.SerializeToString())

@@ -15,7 +15,7 @@ from esper_leyline.labels import APPLIED_HASH, CONFIG_HASH, KIND
 
 from esper_operator.kube.api import JOBS, PODS, RUNS, KubeApi, Object, Resource, controller_uid, resource_of
 from esper_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError, NotFound
-from esper_operator.model import Applied, Child, Deletion, Observation, Plan, Pod, Run, SignalRecord, WriteMode
+from esper_operator.model import Applied, Child, Deletion, Observation, Plan, Pod, Run, SignalRecord
 from esper_operator.signals import Signals
 
 MAX_REFUSAL = 1_024
@@ -26,6 +26,10 @@ ChildKey = tuple[str, str]
 
 class Refused(Exception):
     """The API server will not take an object of this run as things are; `str()` is for the user."""
+
+
+class Occupied(Exception):
+    """An object of an earlier run of this name is on its way out; `str()` is for the user."""
 
 
 class Applier:
@@ -46,12 +50,14 @@ class Applier:
 
     async def apply(self, seen: Observation, plan: Plan) -> Applied:
         """KubeError when something should be tried again. What the server refused for good is in the result."""
-        refused = ""
+        refused = waiting = ""
         failure: KubeError | None = None
         try:
             await _together(self._child(seen.run, child) for child in plan.children)
         except Refused as error:
             refused = str(error)
+        except Occupied as error:
+            waiting = str(error)
         except KubeError as error:
             failure = error
         record = await self._signal(seen, plan)  # whatever became of the children: somebody wants to stop
@@ -60,9 +66,14 @@ class Applier:
             raise failure
         if plan.touch_pods is not None:
             await self._touch(seen.pods, plan.touch_pods)
-        if plan.job is not None and not refused:
-            refused = await self._job(seen, plan.job)
-        return Applied(signal=record, refused=refused[:MAX_REFUSAL])
+        if plan.job is not None and not refused and not waiting:
+            try:
+                await self._job(seen.run, plan.job)
+            except Refused as error:
+                refused = str(error)
+            except Occupied as error:
+                waiting = str(error)
+        return Applied(signal=record, refused=refused[:MAX_REFUSAL], waiting=waiting)
 
     # --- children ---
 
@@ -72,7 +83,7 @@ class Applier:
         digest = _digest(manifest)
         written = self._written.setdefault(run.uid, {})
         known = written.get(key)
-        if known == digest or (known is not None and child.mode is WriteMode.CREATE):
+        if known == digest or (known is not None and child.create_only):
             return
         try:
             if known is not None or not await self._found(run, resource, child, digest):
@@ -85,20 +96,20 @@ class Applier:
         """Whether the server has it as it should be. Refused when it is somebody else's."""
         manifest = child.manifest
         metadata = manifest["metadata"]
-        if child.mode is WriteMode.CREATE and run.status.observed_generation is None:
+        if child.create_only and run.status.observed_generation is None:
             return False  # a new run: creating it is the quickest way to find out
         try:
             live = await self._api.get(resource, metadata["name"], namespace=metadata["namespace"])
         except NotFound:
             return False
         _check_owner(run, resource, manifest, live)
-        if child.mode is WriteMode.CREATE:
+        if child.create_only:
             return True
         annotations = live["metadata"].get("annotations") or {}
         return annotations.get(APPLIED_HASH) == digest and _same_data(manifest, live)
 
     async def _write(self, run: Run, resource: Resource, child: Child, digest: str) -> None:
-        if child.mode is WriteMode.APPLY:
+        if not child.create_only:
             await self._api.apply(resource, _marked(child.manifest, digest))
             return
         try:
@@ -159,28 +170,24 @@ class Applier:
         except NotFound:
             return
 
-    async def _job(self, seen: Observation, manifest: Object) -> str:
-        """Creates the attempt's Job. Returns why not, in the server's words."""
+    async def _job(self, run: Run, manifest: Object) -> None:
+        """Creates the attempt's Job."""
+        name = manifest["metadata"]["name"]
         try:
             self._on_job(await self._api.create(JOBS, manifest))
         except AlreadyExists:
-            metadata = manifest["metadata"]
-            live = await self._api.get(JOBS, metadata["name"], namespace=metadata["namespace"])
-            try:
-                _check_owner(seen.run, JOBS, manifest, live)
-            except Refused as error:
-                return str(error)
+            live = await self._api.get(JOBS, name, namespace=manifest["metadata"]["namespace"])
+            _check_owner(run, JOBS, manifest, live)
             self._on_job(live)
         except (Forbidden, Invalid) as error:
-            return str(error)
-        return ""
+            raise Refused(f"Job {name}: {error}") from error
 
 
 async def _together(calls: Iterable[Awaitable[Any]]) -> None:
-    """All of them at once; then the first error, a refusal before anything else."""
+    """All of them at once; then the first error, what the user should know before anything else."""
     results = await asyncio.gather(*calls, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
-    errors.sort(key=lambda error: not isinstance(error, Refused))
+    errors.sort(key=lambda error: (not isinstance(error, Refused), not isinstance(error, Occupied)))
     if errors:
         raise errors[0]
 
@@ -192,8 +199,8 @@ def _check_owner(run: Run, resource: Resource, wanted: Object, live: Object) -> 
     name = live["metadata"]["name"]
     owners = live["metadata"].get("ownerReferences") or ()
     if any(owner.get("kind") == KIND and owner.get("name") == run.key.name for owner in owners):
-        raise Refused(f"{resource.kind} {name} of an earlier run of this name is still there; waiting until it is gone")
-    raise Refused(f"{resource.kind} {name} exists and does not belong to this run; delete it, or rename the run")
+        raise Occupied(f"waiting until {resource.kind} {name} of the earlier run of this name is gone")
+    raise Refused(f"{resource.kind} {name}: it exists and does not belong to this run: delete it, or rename the run")
 
 
 def _same_data(wanted: Object, live: Object) -> bool:

@@ -187,6 +187,18 @@ class Claim:
     name: str
     phase: str
     """Pending, Bound, Lost, or empty when it does not exist."""
+    storage_class: str = ""
+    """Empty: it names none, and the cluster has no default."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Secret:
+    """A Secret that the spec names. Whose it is matters, not what it holds."""
+
+    name: str
+    found: bool
+    owner: str = ""
+    """A run or the operator, in words; empty: the user's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,7 +235,9 @@ class Observation:
     pods: tuple[Pod, ...] = ()
     """Pods of those Jobs, by attempt and rank."""
     claim: Claim | None = None
-    """None: not looked up, or named by the user and taken as it is."""
+    """None: not looked up, because no pod waits for a place."""
+    secrets: tuple[Secret, ...] = ()
+    """Those that the spec names, as they are before a Job is created; empty while there is one."""
     reports: tuple[RunReport, ...] = ()
     """Verified reports newer than status.observedReport, by (attempt, seq)."""
     report_age_s: float | None = None
@@ -236,9 +250,6 @@ class Observation:
     """UID behind checkpoint.resumeFrom.runName; None when unset or not found."""
     report_cursor: tuple[int, int] | None = None
     """(attempt, seq) up to which reports were dropped after StatusChange.folded allowed it; None: none were."""
-    superseded: tuple[tuple[int, int, int], ...] | None = None
-    """(attempt, first seq, last seq) of progress reports that arrived and were left out of `reports` because a newer
-    one says the same. What is neither here nor there was lost. None: not known, so nothing is called lost."""
 
     @property
     def job(self) -> Job | None:
@@ -249,19 +260,13 @@ class Observation:
 # --- what is to be done --------------------------------------------------------------------------------------
 
 
-class WriteMode(StrEnum):
-    APPLY = "Apply"
-    """Server-side apply under our field manager."""
-    CREATE = "Create"
-    """Create only; one that exists is left alone (after its owner UID is checked)."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Child:
     """A desired object. Equal content is not sent again: `apply` compares against what it last wrote."""
 
     manifest: Manifest
-    mode: WriteMode = WriteMode.APPLY
+    create_only: bool = False
+    """One that exists is left alone (after its owner UID is checked). False: server-side apply under our manager."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -349,7 +354,9 @@ class Applied:
 
     signal: SignalRecord | None = None
     refused: str = ""
-    """The API server's message when it refused the Job (quota, admission)."""
+    """What the API server refused (quota, admission) and why, beginning with kind and name; the Job was not created."""
+    waiting: str = ""
+    """What has to be gone before the Job can be created: objects of an earlier run of the same name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -198,7 +198,8 @@ def _section(raw: Any, *path: str) -> dict[str, Any]:
 def _place(key: RunKey, raw: Object) -> Place:
     storage = _section(raw, "spec", "checkpoint", "storage")
     claim = storage.get("claimName") or claim_name(key.name)
-    return key.namespace, str(claim), str(storage.get("subPath") or "").strip("/")
+    parts = [part for part in str(storage.get("subPath") or "").split("/") if part not in ("", ".")]
+    return key.namespace, str(claim), "/".join(parts)
 
 
 def _seniority(raw: Object) -> tuple[bool, str, str] | None:

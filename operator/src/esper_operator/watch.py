@@ -134,7 +134,7 @@ class KopfThread:
         error: Exception | None = None
         try:
             asyncio.run(self._operate())
-        except Exception as failure:
+        except Exception as failure:  # broad: whatever ends this thread is handed to the main loop and ends the process
             logger.exception("Kopf ended with an error")
             error = failure
         if not self._feed.loop.is_closed():

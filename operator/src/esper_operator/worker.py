@@ -18,7 +18,7 @@ from esper_leyline.reasons import RunReason
 from esper_operator import observe
 from esper_operator.apply import Applier
 from esper_operator.decide import decide
-from esper_operator.kube.api import CLAIMS, CONFIG_MAPS, RUNS, KubeApi, Object
+from esper_operator.kube.api import CLAIMS, CONFIG_MAPS, RUNS, SECRETS, KubeApi, Object, Resource
 from esper_operator.kube.errors import (
     Conflict,
     Forbidden,
@@ -33,6 +33,7 @@ from esper_operator.kube.informer import Informer
 from esper_operator.logs import run_context
 from esper_operator.metrics import Metrics
 from esper_operator.model import (
+    Applied,
     Broadcast,
     Claim,
     EventRecord,
@@ -42,6 +43,7 @@ from esper_operator.model import (
     Pod,
     Run,
     RunKey,
+    Secret,
     Settings,
     StatusChange,
 )
@@ -57,6 +59,8 @@ PROGRESS_PERIOD_S = 10.0
 PROGRESS_SPACING_S = 0.05
 """Of all progress writes together: 20 a second."""
 REFUSED_RETRY_S = 60.0
+OCCUPIED_RETRY_S = 1.0
+"""While objects of an earlier run of the same name go; nothing wakes the run when they are gone."""
 STANDBY_RETRY_S = 1.0
 MAX_QUICK_CONFLICTS = 3
 
@@ -137,7 +141,7 @@ class Reconciler:
             logger.info("%s: %s", plan.verdict.reason, plan.verdict.message)
             self.metrics.count("esper_decisions_total", str(plan.verdict.reason))
         await self._say(run, change)
-        self._look_again(key, plan)
+        self._look_again(key, plan, applied)
         return "refused" if applied.refused else "ok"
 
     async def look(self, run: Run) -> Observation:
@@ -154,6 +158,7 @@ class Reconciler:
             jobs=jobs,
             pods=pods,
             claim=await self._claim(run, pods),
+            secrets=await self._secrets(run, jobs),
             reports=self.intake.of(run.uid),
             report_age_s=self.intake.age_s(run.uid, run.status.attempt),
             report_cursor=self.intake.cursor(run.uid),
@@ -164,14 +169,23 @@ class Reconciler:
         )
 
     async def _claim(self, run: Run, pods: tuple[Pod, ...]) -> Claim | None:
-        """Asked for only while a pod waits: then it may be the reason."""
-        if run.spec.checkpoint.storage.claim_template is None or all(pod.phase != "Pending" for pod in pods):
+        """Asked for only while a pod waits for a place: then it may be the reason."""
+        if all(pod.node or pod.phase != "Pending" for pod in pods):
             return None
+        name = run.spec.checkpoint.storage.claim_name or claim_name(run.key.name)
+        return observe.claim(name, await self._found(CLAIMS, run, name))
+
+    async def _secrets(self, run: Run, jobs: tuple[Job, ...]) -> tuple[Secret, ...]:
+        """Asked for only before a Job is created: what a pod mounts cannot change after that."""
+        names = {} if jobs else dict.fromkeys(name for _, name in observe.secrets_named(run.spec))
+        return tuple([observe.secret(name, await self._found(SECRETS, run, name)) for name in names])
+
+    async def _found(self, resource: Resource, run: Run, name: str) -> Object:
+        """{} when it does not exist."""
         try:
-            raw = await self.api.get(CLAIMS, claim_name(run.key.name), namespace=run.key.namespace)
+            return await self.api.get(resource, name, namespace=run.key.namespace)
         except NotFound:
-            raw = {}
-        return observe.claim(raw)
+            return {}
 
     def _broadcasts(self, run: Run) -> tuple[Broadcast, ...]:
         found: list[Broadcast] = []
@@ -220,7 +234,11 @@ class Reconciler:
         self.metrics.count("esper_status_writes_total", "transition" if change.urgent else "progress")
         self.runs.put(stored)
 
-    def _look_again(self, key: RunKey, plan: Plan) -> None:
+    def _look_again(self, key: RunKey, plan: Plan, applied: Applied) -> None:
+        if applied.waiting:
+            self.queue.add_after(key, OCCUPIED_RETRY_S)
+        if applied.refused and plan.job is None:
+            self.queue.add_after(key, REFUSED_RETRY_S)
         if plan.requeue_after_s is not None:
             self.queue.add_after(key, plan.requeue_after_s)
 
@@ -267,7 +285,7 @@ class Workers:
             result = await self._conflict(key, error)
         except KubeError as error:
             result = self._later(key, error)
-        except Exception:
+        except Exception:  # broad: a bug in one run must not stop the others; logged, counted, tried again later
             logger.exception("a bug: the reconcile of %s failed", key)
             self._queue.retry(key)
             result = "bug"

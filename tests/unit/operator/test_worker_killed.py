@@ -108,7 +108,9 @@ def end_state(world: World) -> dict[str, Any]:
         "rollbacks": status["rollbacks"]["total"],
         "restarts": (status["restarts"]["total"], status["restarts"]["counted"]),
         "recovery": {k: recovery.get(k) for k in ("kind", "cause", "fromStep", "toStep")},
-        "halt": {k: halt.get(k) for k in ("mode", "source", "acknowledged", "expected", "missing", "savedStep")},
+        "halt": {k: halt.get(k) for k in ("mode", "source", "acknowledged", "expected", "missing")},
+        # Which step that is depends on when the signal could be sent; that it is the trainer's own word does not.
+        "halt saved what the trainer says": halt.get("savedStep") == world.saved_by_halt,
         "step": status["progress"]["step"],
         "rollbacks shown": history.count("RollingBack"),
         "signals": world.signals_sent("digits"),

@@ -4,7 +4,7 @@ from esper_leyline import labels, runconfig
 from esper_leyline.paths import RUN_CONFIG
 
 from esper_operator.build import hashes, names
-from esper_operator.model import Child, Run, WriteMode
+from esper_operator.model import Child, Run
 
 
 def run_config(run: Run, resume_uid: str | None) -> Child:
@@ -28,7 +28,7 @@ def config_hash(run: Run) -> str:
 def emergency(run: Run) -> Child:
     """<run>-emergency: made empty; from then on its data belongs to the writer of emergency signals."""
     name = labels.emergency_config_map_name(run.key.name)
-    return Child(manifest=names.child(run, "v1", "ConfigMap", name), mode=WriteMode.CREATE)
+    return Child(manifest=names.child(run, "v1", "ConfigMap", name), create_only=True)
 
 
 def _render(run: Run, resume_uid: str | None) -> str:

@@ -7,7 +7,7 @@ from esper_leyline import labels, paths, signing
 from esper_leyline.signing import Role, SigningKey
 
 from esper_operator.build import names
-from esper_operator.model import Child, Manifest, Run, Settings, WriteMode
+from esper_operator.model import Child, Manifest, Run, Settings
 
 
 def keys(run: Run, settings: Settings) -> Child:
@@ -23,7 +23,7 @@ def keys(run: Run, settings: Settings) -> Child:
         signing.TAMIYO_PRIVATE: tamiyo.to_text(),
         signing.TAMIYO_PUBLIC: tamiyo.public_text(),
     }
-    return Child(manifest=_secret(run, labels.keys_secret_name(run.key.name), content), mode=WriteMode.CREATE)
+    return Child(manifest=_secret(run, labels.keys_secret_name(run.key.name), content), create_only=True)
 
 
 def bus(run: Run, settings: Settings) -> tuple[Child, ...]:

@@ -7,7 +7,7 @@ from esper_leyline.paths import POD
 
 from esper_operator.api.v1alpha1 import Volume
 from esper_operator.build import names
-from esper_operator.model import Child, Manifest, Run, Settings, WriteMode
+from esper_operator.model import Child, Manifest, Run, Settings
 
 RUN = "run"
 SHM = "shm"
@@ -40,7 +40,7 @@ def claim(run: Run) -> tuple[Child, ...]:
     manifest = names.child(run, "v1", "PersistentVolumeClaim", labels.claim_name(run.key.name), spec=spec)
     if template.when_deleted == "Retain":
         del manifest["metadata"]["ownerReferences"]
-    return (Child(manifest=manifest, mode=WriteMode.CREATE),)
+    return (Child(manifest=manifest, create_only=True),)
 
 
 def claim_name(run: Run) -> str:

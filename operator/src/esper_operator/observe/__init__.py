@@ -5,7 +5,8 @@ problems, a broadcast that does not parse becomes a problem of its key. `attempt
 an Observation that both policies and status ask.
 """
 
+from esper_operator.observe.acceptance import secrets_named
 from esper_operator.observe.emergency import broadcasts, signal_record
-from esper_operator.observe.objects import children_of, claim, job, pod, run
+from esper_operator.observe.objects import children_of, claim, job, pod, run, secret
 
-__all__ = ["broadcasts", "children_of", "claim", "job", "pod", "run", "signal_record"]
+__all__ = ["broadcasts", "children_of", "claim", "job", "pod", "run", "secret", "secrets_named", "signal_record"]

@@ -10,11 +10,14 @@ from esper_leyline.reasons import RunReason
 from esper_operator.api import base
 from esper_operator.api.v1alpha1 import FieldError, Spec, Status
 from esper_operator.api.validate import validate
-from esper_operator.model import Claim, Container, Job, Pod, Problem, Run, RunKey, Settings, Termination
+from esper_operator.model import Claim, Container, Job, Pod, Problem, Run, RunKey, Secret, Settings, Termination
 from esper_operator.observe import raw as read
 from esper_operator.observe.launch import launched
 
 MAX_MESSAGE = 2048
+_NO_PLACE = ("Unschedulable", "SchedulerError")
+_PART_OF = "app.kubernetes.io/part-of"
+"""The chart marks its objects so."""
 M = TypeVar("M", bound=base.Model)
 
 _PLACEHOLDER = {
@@ -108,9 +111,19 @@ def job(raw: Any) -> Job | None:
     )
 
 
-def claim(raw: Any) -> Claim:
-    """A PersistentVolumeClaim; pass {} for one that does not exist."""
-    return Claim(name=read.text(raw, "metadata", "name"), phase=read.text(raw, "status", "phase"))
+def claim(name: str, raw: Any) -> Claim:
+    """The PersistentVolumeClaim `name`; pass {} when it does not exist."""
+    storage_class = read.text(raw, "spec", "storageClassName")
+    return Claim(name=name, phase=read.text(raw, "status", "phase"), storage_class=storage_class)
+
+
+def secret(name: str, raw: Any) -> Secret:
+    """The Secret `name`; pass {} when it does not exist."""
+    marks = read.strings(raw, "metadata", "labels")
+    owner = f"run {marks[labels.RUN]}" if labels.RUN in marks else ""
+    if not owner and (marks.get(labels.MANAGED) == labels.FIELD_MANAGER or marks.get(_PART_OF) == "esper"):
+        owner = "the operator"
+    return Secret(name=name, found=bool(read.text(raw, "metadata", "uid")), owner=owner)
 
 
 def children_of(run: Run, jobs: Iterable[Job], pods: Iterable[Pod]) -> tuple[tuple[Job, ...], tuple[Pod, ...]]:
@@ -201,7 +214,7 @@ def _node_lost(raw: Any, found: Mapping[str, Mapping[str, Any]]) -> bool:
 
 def _unschedulable(found: Mapping[str, Mapping[str, Any]]) -> str:
     scheduled = found.get("PodScheduled")
-    if read.text(scheduled, "status") != "False" or read.text(scheduled, "reason") != "Unschedulable":
+    if read.text(scheduled, "status") != "False" or read.text(scheduled, "reason") not in _NO_PLACE:
         return ""
     return _cut(read.text(scheduled, "message")) or "no node fits"
 

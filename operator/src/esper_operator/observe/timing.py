@@ -5,8 +5,13 @@ from datetime import datetime, timedelta
 from esper_leyline.phases import ConditionType
 
 from esper_operator.api.v1alpha1 import Status
-from esper_operator.model import Observation
+from esper_operator.model import Observation, Pod
 from esper_operator.observe.attempt import holds, newest_pods, pod_end
+
+COMPLAINT_PATIENCE_S = 15.0
+"""With the claim, once the scheduler complains of it."""
+SILENT_PATIENCE_S = 60.0
+"""While it does not: the volume may be in the making."""
 
 
 def paused_since(status: Status) -> datetime | None:
@@ -38,6 +43,20 @@ def starting_since(seen: Observation) -> datetime | None:
         return None  # this attempt's pods have stepped
     waiting = [pod.started for pod in newest_pods(seen) if pod.started is not None and pod_end(pod) is None]
     return min(waiting, default=None)
+
+
+def claim_patience_s(seen: Observation, pod: Pod) -> float | None:
+    """Seconds until a claim that is not bound counts as the reason why `pod` has no place; None when it is not.
+
+    Every claim is unbound for a moment, and one that waits for its first pod is so while its volume is made.
+    """
+    claim, said = seen.claim, pod.unschedulable
+    if claim is None or claim.phase == "Bound" or pod.node or pod_end(pod) is not None:
+        return None
+    if said and "volume" not in said.lower():
+        return None  # something else is missing, and the claim may only wait for a node
+    patience = COMPLAINT_PATIENCE_S if said else SILENT_PATIENCE_S
+    return max(0.0, patience - (seen.now - pod.created).total_seconds())
 
 
 def counted_restarts(seen: Observation) -> int:

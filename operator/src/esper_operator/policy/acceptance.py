@@ -17,5 +17,6 @@ def not_accepted(seen: Observation) -> Plan | None:
     if not problems or current_job(seen) is not None:
         return None
     outside = {RunReason.CHECKPOINT_CLAIM_IN_USE, RunReason.RESUME_SOURCE_NOT_FOUND}
-    poll = OTHERS_POLL_S if any(p.reason in outside for p in problems) else None
+    others = any(p.reason in outside for p in problems) or len(problems) > len(seen.run.problems)
+    poll = OTHERS_POLL_S if others else None
     return wait(problems[0].reason, "; ".join(map(str, problems)), poll)

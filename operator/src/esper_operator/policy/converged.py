@@ -9,7 +9,7 @@ from esper_operator import build
 from esper_operator.model import Child, Observation, Plan, Verdict
 from esper_operator.observe.acceptance import problems_of
 from esper_operator.observe.attempt import newest_pods, pod_end, training_pods
-from esper_operator.observe.timing import active_seconds, starting_since
+from esper_operator.observe.timing import active_seconds, claim_patience_s, starting_since
 from esper_operator.policy.plans import remaining, wait
 
 
@@ -55,4 +55,6 @@ def next_look_s(seen: Observation) -> float | None:
     if training_pods(seen) and seen.report_age_s is not None:
         silence = spec.health.heartbeat_timeout_seconds - seen.report_age_s
         times += [silence] if silence > 0 else []
+    patience = (claim_patience_s(seen, pod) for pod in newest_pods(seen))
+    times += [seconds for seconds in patience if seconds]
     return min(times, default=None)

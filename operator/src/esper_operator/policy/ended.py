@@ -4,7 +4,17 @@ from esper_leyline.phases import ConditionType, EmergencyStop, HaltSource
 from esper_leyline.reasons import RunReason
 
 from esper_operator.model import Ending, Observation, Outcome, Plan
-from esper_operator.observe.attempt import End, EndKind, attempt_end, holds, number, over, training_pods
+from esper_operator.observe.attempt import (
+    End,
+    EndKind,
+    attempt_end,
+    holds,
+    number,
+    over,
+    stopped,
+    training_pods,
+    unrecorded,
+)
 from esper_operator.observe.halting import in_force
 from esper_operator.policy import restart
 from esper_operator.policy.plans import record, wait
@@ -23,22 +33,26 @@ def ended(seen: Observation) -> Plan | None:
     end = None if over(seen) else attempt_end(seen)
     if end is None or end.kind is EndKind.DRAINED:
         return None
-    return _halted(seen, end) if end.kind is EndKind.HALTED else restart.after(seen, end)
-
-
-def _halted(seen: Observation, end: End) -> Plan:
-    """Exit code 75 without a halt in force: late, after the halt was lifted, or by the runtime itself."""
-    if _asked_for(seen, end):
+    rests = end.kind is EndKind.HALTED or restart.action_for(end, seen.run.spec.restart) == "Halt"
+    if rests and _lifted(seen, end):
         resume = Outcome(ending=Ending.RESUME, next_time=seen.now, saved_step=end.saved_step)
         return record(RunReason.RESUMED, "the halt was lifted", resume)
+    return _halted(end) if end.kind is EndKind.HALTED else restart.after(seen, end)
+
+
+def _halted(end: End) -> Plan:
+    """Exit code 75 that nobody asked for: the runtime halted by itself."""
     halted = Outcome(ending=Ending.HALTED, saved_step=end.saved_step, failure=end.failure())
     return record(end.reason, end.message or "the runtime halted the run", halted)
 
 
-def _asked_for(seen: Observation, end: End) -> bool:
-    halt, signal = in_force(seen.run.status), seen.signal
-    if halt is not None and halt.source is not HaltSource.RUNTIME:
-        return True
+def _lifted(seen: Observation, end: End) -> bool:
+    """A person has stopped this attempt and taken that back: what it ended with is answered by that."""
+    halt, signal, answer = in_force(seen.run.status), seen.signal, end.kind is EndKind.HALTED
+    if halt is not None:  # a crash under Freeze is news to the person who thaws the run
+        return halt.source is not HaltSource.RUNTIME and (answer or halt.mode is not EmergencyStop.FREEZE)
+    if stopped(seen.run.status) and not unrecorded(seen):
+        return True  # suspended
     sent = signal is not None and signal.attempt == number(seen)
     stopping = signal is not None and signal.mode in (EmergencyStop.CHECKPOINT, EmergencyStop.KILL)
-    return sent and stopping and end.reason is not RunReason.ROLLBACKS_EXHAUSTED
+    return answer and sent and stopping and end.reason is not RunReason.ROLLBACKS_EXHAUSTED

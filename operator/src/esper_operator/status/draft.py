@@ -119,7 +119,8 @@ class Draft:
     @property
     def started(self) -> int | None:
         """Attempt of the Job that this plan has created; None when it created none."""
-        return self.plan.attempt if self.plan.job is not None and not self.applied.refused else None
+        created = self.plan.job is not None and not self.applied.refused and not self.applied.waiting
+        return self.plan.attempt if created else None
 
     def say(self, reason: RunReason, message: str, *, warning: bool = False, action: str = "Reconcile") -> None:
         self.events.append(EventRecord(reason=reason, message=message, warning=warning, action=action))

@@ -1,6 +1,6 @@
 """Takes the runtime's reports in, in order, each exactly once.
 
-What a report counts is cumulative, so a gap in `seq` loses history entries and never a total. Reports of an attempt
+What a report counts is cumulative, so a lost report costs history entries and never a total. Reports of an attempt
 that is over still bring their counts, but move no phase.
 """
 
@@ -45,7 +45,7 @@ def fold(draft: Draft) -> None:
             continue
         if report.attempt > draft.number:
             break  # of a Job that our caches do not show yet: it keeps
-        lost = lost or not _follows(draft, cursor, at)
+        lost = lost or not _follows(cursor, report)
         _one(draft, report)
         cursor = at
     if lost:
@@ -59,16 +59,10 @@ def _cursor(draft: Draft) -> tuple[int, int]:
     return max(observed, draft.seen.report_cursor or (0, 0))
 
 
-def _follows(draft: Draft, before: tuple[int, int], at: tuple[int, int]) -> bool:
-    """Numbers within one incarnation rise by one; each incarnation begins with 1."""
-    superseded = draft.seen.superseded
-    if superseded is None:
-        return True
-    attempt, seq = at
-    same = before[0] == attempt and before[1] >> 32 == seq >> 32
-    first = before[1] + 1 if same else (seq >> 32 << 32) + 1
-    known = sum(max(0, min(end, seq - 1) - max(begin, first) + 1) for of, begin, end in superseded if of == attempt)
-    return seq - first - known <= 0
+def _follows(before: tuple[int, int], report: RunReport) -> bool:
+    """False when a report with an event came before this one and was not seen. Mere progress may be left out."""
+    attempt, seq = before
+    return report.previous_event_seq <= (seq if attempt == report.attempt else 0)
 
 
 def _one(draft: Draft, report: RunReport) -> None:

@@ -8,7 +8,7 @@ from esper_leyline.v1.emergency_pb2 import AckStage, EmergencyAck
 from esper_leyline.v1.report_pb2 import RuntimePhase
 
 from esper_operator.api.v1alpha1 import Halt
-from esper_operator.model import Ending, Pod
+from esper_operator.model import Ending, Pod, SignalRecord
 from esper_operator.observe.attempt import EndKind, holds, newest_pods, pod_end, training_pods
 from esper_operator.observe.halting import HaltRequest, expresses, in_force, requested
 from esper_operator.status.bounds import count
@@ -34,8 +34,8 @@ def request(draft: Draft) -> None:
     if asked is None:
         return
     record = in_force(draft.old)
-    signal = draft.applied.signal or draft.seen.signal
-    sent = signal.signal_id[:63] if signal is not None and expresses(signal, asked, draft.number) else ""
+    signal = _on_record(draft, asked)
+    sent = signal.signal_id[:63] if signal is not None else ""
     if record is not None and record.mode is asked.mode:
         draft.halt = record.changed(id=sent or record.id, source=asked.source)
         return
@@ -53,8 +53,12 @@ def request(draft: Draft) -> None:
 def acknowledge(draft: Draft, ack: EmergencyAck, pod_name: str) -> None:
     """Takes in what a trainer answered to the halt in force. Others' answers, and those to a clear, count nothing."""
     record = draft.halt
-    if record is None or ack.signal_id != record.id or ack.clear or ack.participant != "tolaria":
+    if record is None or ack.clear or ack.participant != "tolaria":
         return
+    if ack.signal_id != record.id:
+        if not _stands_in(draft, record) or ack.attempt != draft.number:
+            return
+        record = record.changed(id=ack.signal_id[:63])
     if record.expected == 0:  # a pod that came up under the halt
         record = record.changed(expected=1, missing=(pod_name[:253],))
     record = _answered(draft, record, pod_name)
@@ -62,6 +66,18 @@ def acknowledge(draft: Draft, ack: EmergencyAck, pod_name: str) -> None:
         record = record.changed(saved_step=count(ack.saved_step))
     draft.halt = record
     draft.halt_done = draft.halt_done or ack.stage == AckStage.ACK_STAGE_DONE
+
+
+def _stands_in(draft: Draft, record: Halt) -> bool:
+    """No signal is on record: its sender was killed when only Redis had it, and the answer tells its id."""
+    asked = requested(draft.seen)
+    return asked is not None and record.id == asked.id and not _on_record(draft, asked)
+
+
+def _on_record(draft: Draft, asked: HaltRequest) -> SignalRecord | None:
+    """The signal that asks for this halt, as the ConfigMap has it."""
+    signal = draft.applied.signal or draft.seen.signal
+    return signal if expresses(signal, asked, draft.number) else None
 
 
 def settle(draft: Draft) -> Row:

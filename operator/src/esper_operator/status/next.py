@@ -28,6 +28,7 @@ from esper_operator.status.draft import Draft
 from esper_operator.status.events import aggregate, announce
 from esper_operator.status.fold import fold
 from esper_operator.status.halt import Row
+from esper_operator.status.numbers import complete_progress
 from esper_operator.status.phase import activity, phase
 from esper_operator.status.podstate import WAITING
 
@@ -67,6 +68,8 @@ def _take_outcome(draft: Draft) -> None:
     total, last_time = draft.restarts.total, draft.restarts.last_time
     outcome = draft.plan.outcome
     if outcome is not None:
+        if outcome.ending is Ending.SUCCEEDED:
+            complete_progress(draft)
         draft.last_failure = _failure(draft, outcome)
         if outcome.ending in (Ending.RESTART, Ending.FAILED):
             counted = outcome.counted
@@ -129,9 +132,7 @@ def _attempt(draft: Draft) -> int:
 
 def _reason(draft: Draft, now: Phase, rows: dict[ConditionType, Row]) -> RunReason:
     """Why this phase: the reason of the condition that decided."""
-    accepted, ready, healthy = (
-        rows[kind] for kind in (ConditionType.ACCEPTED, ConditionType.PODS_READY, ConditionType.HEALTHY)
-    )
+    accepted, ready = rows[ConditionType.ACCEPTED], rows[ConditionType.PODS_READY]
     match now:
         case Phase.SUCCEEDED | Phase.FAILED:
             return rows[ConditionType.FINISHED].reason
@@ -141,7 +142,7 @@ def _reason(draft: Draft, now: Phase, rows: dict[ConditionType, Row]) -> RunReas
             halted = rows[ConditionType.HALTED]
             return halted.reason if halted.reason is not RunReason.NOT_HALTED else RunReason.SUSPENDED
         case Phase.RUNNING:
-            return healthy.reason if healthy.status == "False" else RunReason.TRAINING
+            return RunReason.TRAINING  # steady; how well it trains is the condition Healthy
         case Phase.ROLLING_BACK | Phase.RESTARTING:
             return _cause(draft, now, ready)
     if accepted.status == "False" and current_job(draft.seen) is None:
@@ -159,7 +160,8 @@ def _cause(draft: Draft, now: Phase, ready: Row) -> RunReason:
         return draft.plan.verdict.reason
     if any((end := pod_end(pod)) is not None and end.kind is EndKind.DRAINED for pod in newest_pods(draft.seen)):
         return RunReason.POD_DISRUPTED
-    return RunReason.POD_LOST
+    lost = any(pod.node_lost for pod in newest_pods(draft.seen))
+    return RunReason.NODE_LOST if lost else RunReason.POD_LOST
 
 
 def _status(draft: Draft, now: Phase, why: RunReason, rows: dict[ConditionType, Row]) -> Status:
@@ -196,6 +198,8 @@ def _status(draft: Draft, now: Phase, why: RunReason, rows: dict[ConditionType, 
 
 def _absorbed(draft: Draft) -> Status:
     """A finished run: late reports complete its figures, nothing else moves."""
+    if holds(draft.old, ConditionType.COMPLETE):
+        complete_progress(draft)
     return draft.old.changed(
         observed_report=draft.observed,
         progress=draft.progress,

@@ -44,6 +44,11 @@ def fold_progress(draft: Draft, report: RunReport, time: datetime) -> None:
         draft.topology = topology.changed(parameter_count=bounds.count(told.parameter_count))
 
 
+def complete_progress(draft: Draft) -> None:
+    """Training that is complete is 100 %, whatever was skipped on the way."""
+    draft.progress = draft.progress.changed(percentage=100, estimated_remaining_seconds=0)
+
+
 def _metrics(told: WireProgress) -> tuple[Metric, ...]:
     named = {m.name[:64]: bounds.decimal(m.value) for m in told.metrics if m.name}
     return tuple(Metric(name=name, value=named[name]) for name in sorted(named)[:MAX_METRICS])

@@ -3,8 +3,9 @@
 from esper_leyline import labels
 from esper_leyline.reasons import RunReason
 
-from esper_operator.model import Container, Pod
+from esper_operator.model import Claim, Container, Pod
 from esper_operator.observe.attempt import current_job, newest_pods, next_number, over, pod_end
+from esper_operator.observe.timing import claim_patience_s
 from esper_operator.status.draft import Draft
 from esper_operator.status.halt import Row
 
@@ -34,10 +35,12 @@ WAITING = frozenset(
 def pods_ready(draft: Draft) -> Row:
     """While the run is meant to have pods; the caller knows when it is not."""
     seen = draft.seen
-    if draft.applied.refused:
-        message = f"the API server refused the Job: {draft.applied.refused}; it is tried again until there is room"
-        return Row("False", RunReason.POD_REFUSED, message)
     job = current_job(seen)
+    if draft.applied.refused and job is None:
+        message = f"the API server refused {draft.applied.refused}; it is asked again until it agrees"
+        return Row("False", RunReason.POD_REFUSED, message)
+    if draft.applied.waiting and job is None:
+        return Row("False", RunReason.PODS_PENDING, draft.applied.waiting)
     if draft.started is not None or job is None or over(seen):
         attempt = draft.started or next_number(seen)
         return Row("False", RunReason.PODS_PENDING, _pending(labels.job_name(seen.run.key.name, attempt)))
@@ -69,20 +72,29 @@ def _waits(draft: Draft, pod: Pod) -> Row | None:
             said = container.waiting_message or container.waiting_reason
             message = f"container {container.name} of pod {pod.name} cannot be made: {said}"
             return Row("False", RunReason.CONFIG_ERROR, message)
-    if not pod.unschedulable:
+    if claim_patience_s(draft.seen, pod) == 0 and draft.seen.claim is not None:
+        return Row("False", RunReason.CLAIM_PENDING, _claim(draft, draft.seen.claim, pod))
+    if not pod.unschedulable or claim_patience_s(draft.seen, pod) is not None:
         return None
-    claim = draft.seen.claim
-    if (
-        claim is not None
-        and claim.phase != "Bound"
-        and "volume" in pod.unschedulable.lower().replace("persistentv", "v")
-    ):
-        message = (
-            f"claim {claim.name} is {claim.phase or 'missing'}: check its storage class and size; {pod.unschedulable}"
-        )
-        return Row("False", RunReason.CLAIM_PENDING, message)
-    message = f"no node has room for pod {pod.name}: {pod.unschedulable}; it starts by itself when one has"
-    return Row("False", RunReason.UNSCHEDULABLE, message)
+    message = f"no node takes pod {pod.name}: {pod.unschedulable}"
+    remedy = "it starts by itself as soon as one does; what it needs is in spec.workers.resources and spec.workers.pod"
+    return Row("False", RunReason.UNSCHEDULABLE, f"{message}; {remedy}")
+
+
+def _claim(draft: Draft, claim: Claim, pod: Pod) -> str:
+    storage = draft.seen.run.spec.checkpoint.storage
+    said = f"; {pod.unschedulable}" if pod.unschedulable else ""
+    if not claim.phase:
+        return f"claim {claim.name} of spec.checkpoint.storage does not exist: create it, the run then goes on{said}"
+    if claim.phase != "Pending":
+        return f"claim {claim.name} of spec.checkpoint.storage is {claim.phase}: restore its volume{said}"
+    if claim.storage_class:
+        remedy = f"check that StorageClass {claim.storage_class} exists and can make such a volume"
+    else:
+        remedy = "it names no StorageClass and the cluster has no default: make one the default, or make a new run"
+        remedy += " with spec.checkpoint.storage.claimTemplate.storageClassName"
+    size = f" of {storage.claim_template.size}" if storage.claim_template else ""
+    return f"claim {claim.name}{size} is Pending: {remedy}; kubectl describe pvc {claim.name} says more{said}"
 
 
 def _image(draft: Draft, pod: Pod, container: Container) -> str:

@@ -16,7 +16,7 @@ from esper_operator.status.halt import Row
 from esper_operator.status.podstate import pods_ready
 
 MAX_MESSAGE = 4096
-_OBSERVED = frozenset({RunReason.NODE_LOST, RunReason.NO_REPORTS})
+_OBSERVED = frozenset({RunReason.NODE_LOST, RunReason.NO_REPORTS, RunReason.POD_REFUSED})
 """Reasons of Healthy that the operator sees by itself; the others came from the runtime and stay until it says more."""
 _BROKEN = ("CrashLoopBackOff", "RunContainerError", "CreateContainerError")
 
@@ -81,23 +81,34 @@ def healthy(draft: Draft, doing: Phase, rows: Mapping[ConditionType, Row]) -> Ro
     stepped = old is not None and old.status != "Unknown"
     if not pods or draft.started is not None:
         return Row("Unknown", RunReason.NOT_STARTED, "no pod trains")
+    lost = _lost(pods)
+    if stepped and lost is not None:
+        return lost
     if doing is Phase.RESTARTING and stepped and not _pods_changed(draft):
         cause = reason(draft.last_failure.reason if draft.last_failure else "", RunReason.TRAINER_CRASHED)
         return Row("False", cause, "the trainer is being restarted in its pod")
     if doing not in (Phase.RUNNING, Phase.ROLLING_BACK) and not (stepped and draft.stopping):
         return Row("Unknown", RunReason.NOT_STARTED, "no step yet")
-    return _trouble(draft, pods) or _reported(draft, old)
+    return lost or _trouble(draft, pods) or _reported(draft, old)
 
 
 def _pods_changed(draft: Draft) -> bool:
     return not all(training(pod) for pod in newest_pods(draft.seen))
 
 
+def _lost(pods: tuple[Pod, ...]) -> Row | None:
+    lost = next((pod for pod in pods if pod.node_lost), None)
+    if lost is None:
+        return None
+    return Row("False", RunReason.NODE_LOST, f"node {lost.node} of pod {lost.name} is unreachable")
+
+
 def _trouble(draft: Draft, pods: tuple[Pod, ...]) -> Row | None:
-    """What the operator sees by itself."""
+    """What the operator sees by itself, besides a lost node."""
+    if draft.applied.refused:
+        message = f"the API server refused {draft.applied.refused}; the pods train on with what they have"
+        return Row("False", RunReason.POD_REFUSED, message)
     for pod in pods:
-        if pod.node_lost:
-            return Row("False", RunReason.NODE_LOST, f"node {pod.node} of pod {pod.name} is unreachable")
         for name in labels.SIDECARS:
             container = pod.container(name)
             if container is not None and (container.terminated or container.waiting_reason in _BROKEN):
@@ -113,15 +124,26 @@ def _trouble(draft: Draft, pods: tuple[Pod, ...]) -> Row | None:
 def _reported(draft: Draft, old: Condition | None) -> Row:
     """What the runtime's newest report says, or said."""
     if draft.degradations is None:
-        if old is None or old.status != "False" or reason(old.reason, RunReason.TRAINING) in _OBSERVED:
-            return Row("True", RunReason.TRAINING, "training")
-        return Row("False", reason(old.reason, RunReason.SIDECAR_DOWN), old.message)
-    if draft.degradations:
-        first = draft.degradations[0]
-        message = "; ".join(f"{d.component}: {d.message or d.reason}" for d in draft.degradations[:8])
-        return Row("False", reason(first.reason, RunReason.SIDECAR_DOWN), message)
+        return _said_before(old)
+    told = [d for d in draft.degradations if d.reason != RunReason.CONSERVATIVE_MODE]
+    if told:
+        message = "; ".join(f"{d.component}: {d.message or d.reason}" for d in told[:8])
+        return Row("False", reason(told[0].reason, RunReason.SIDECAR_DOWN), message)
     if draft.checkpoint.last_error:
         return Row("False", RunReason.CHECKPOINT_FAILED, f"checkpoint: {draft.checkpoint.last_error}")
+    if draft.degradations:  # a way to train, chosen by Tamiyo: nothing is broken
+        why = draft.degradations[0]
+        return Row("True", RunReason.CONSERVATIVE_MODE, f"{why.component}: {why.message or 'conservative mode'}")
+    return Row("True", RunReason.TRAINING, "training")
+
+
+def _said_before(old: Condition | None) -> Row:
+    """No report has come since: what the runtime said last still counts."""
+    said = reason(old.reason, RunReason.TRAINING) if old is not None else RunReason.TRAINING
+    if old is not None and old.status == "False" and said not in _OBSERVED:
+        return Row("False", said, old.message)
+    if old is not None and old.status == "True" and said is RunReason.CONSERVATIVE_MODE:
+        return Row("True", said, old.message)
     return Row("True", RunReason.TRAINING, "training")
 
 

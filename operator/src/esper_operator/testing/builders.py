@@ -29,6 +29,7 @@ from esper_operator.model import (
     Claim,
     Observation,
     Plan,
+    Secret,
     Settings,
     SignalRecord,
     StatusChange,
@@ -76,10 +77,10 @@ class Scene:
     reports: tuple[RunReport, ...] = ()
     report_age_s: float | None = None
     report_cursor: tuple[int, int] | None = None
-    superseded: tuple[tuple[int, int, int], ...] | None = ()
     broadcasts: tuple[Broadcast, ...] = ()
     signal: SignalRecord | None = None
     claim: Claim | None = None
+    secrets: tuple[Secret, ...] = ()
     claim_user: str = ""
     resume_uid: str | None = None
     settings: Settings = SETTINGS
@@ -217,10 +218,10 @@ class Scene:
             jobs=own_jobs,
             pods=own_pods,
             claim=self.claim,
+            secrets=self.secrets,
             reports=self.reports,
             report_age_s=self.report_age_s,
             report_cursor=self.report_cursor,
-            superseded=self.superseded,
             broadcasts=self.broadcasts,
             signal=self.signal,
             claim_user=self.claim_user,

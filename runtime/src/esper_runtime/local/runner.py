@@ -17,7 +17,7 @@ from esper_leyline.phases import EmergencyStop, Phase
 from esper_operator import observe
 from esper_operator.decide import decide
 from esper_operator.kube.errors import KubeError
-from esper_operator.model import Applied, Child, Claim, Observation, Plan, Run, Settings, StatusChange, WriteMode
+from esper_operator.model import Applied, Child, Claim, Observation, Plan, Run, Settings, StatusChange
 from esper_operator.reports import Intake
 from esper_operator.signals import Signals
 from esper_operator.status import next_status
@@ -178,7 +178,7 @@ class Runner:
         known = self._hands.objects.get(manifest["kind"], manifest["metadata"]["name"])
         if known is None:
             self._hands.objects.put(manifest)
-        elif child.mode is WriteMode.APPLY:
+        elif not child.create_only:
             merged = merge(known, manifest)
             if merged != known:
                 self._hands.objects.put(merged)

@@ -10,7 +10,7 @@ from esper_leyline import labels, paths, runconfig, signing
 from esper_leyline.signing import Role, SigningKey, Verifier
 from esper_leyline.v1.common_pb2 import BusMessageType
 from esper_operator import build
-from esper_operator.model import Child, Settings, WriteMode
+from esper_operator.model import Child, Settings
 
 from tests.support import specs
 
@@ -28,13 +28,13 @@ def content(child: Child) -> dict[str, str]:
 
 
 def test_a_run_owns_these_objects() -> None:
-    assert {name: child.mode.value for name, child in children().items()} == {
-        "Secret run-keys": "Create",
-        "Secret run-bus": "Apply",
-        "ConfigMap run-config": "Apply",
-        "ConfigMap run-emergency": "Create",
-        "PersistentVolumeClaim run-checkpoints": "Create",
-        "Service run": "Apply",
+    assert {name: child.create_only for name, child in children().items()} == {
+        "Secret run-keys": True,
+        "Secret run-bus": False,
+        "ConfigMap run-config": False,
+        "ConfigMap run-emergency": True,
+        "PersistentVolumeClaim run-checkpoints": True,
+        "Service run": False,
     }
 
 
@@ -158,7 +158,7 @@ def test_the_pod_starts_with_the_hash_of_its_config() -> None:
 def test_the_emergency_record_begins_empty_and_is_never_overwritten() -> None:
     child = children()["ConfigMap run-emergency"]
     assert "data" not in child.manifest
-    assert child.mode is WriteMode.CREATE
+    assert child.create_only
 
 
 def test_names_of_pods_resolve_before_they_are_ready() -> None:

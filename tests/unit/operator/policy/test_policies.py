@@ -2,7 +2,7 @@
 
 import pytest
 from esper_operator.decide import POLICIES, decide
-from esper_operator.model import Ending, WriteMode
+from esper_operator.model import Ending
 from esper_operator.testing.builders import Scene, a_run
 
 from tests.support.scenes import condition, running
@@ -336,7 +336,7 @@ def test_a_pod_that_is_not_restricted_is_never_asked_for(monkeypatch: pytest.Mon
 
 def test_the_first_job_comes_with_all_that_it_needs() -> None:
     plan = a_run().plan()
-    assert [c.manifest["kind"] for c in plan.children if c.mode is WriteMode.CREATE][0] == "Secret"
+    assert next(c.manifest["kind"] for c in plan.children if c.create_only) == "Secret"
     assert {c.manifest["kind"] for c in plan.children} >= {"Secret", "ConfigMap", "Service", "PersistentVolumeClaim"}
 
 
