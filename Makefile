@@ -1,6 +1,7 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
+VERSION := $(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' charts/esper/Chart.yaml)
 
 .PHONY: help
 help: ## This list
@@ -43,8 +44,12 @@ bench: setup ## Print the figures (nothing else should run meanwhile)
 	@scripts/bench
 
 .PHONY: images
-images: ## Build the three images as esper/{operator,sidecar,runtime}:dev
-	@. scripts/cluster-env; scripts/images dev
+images: ## Build the images under the names that the chart expects
+	@. scripts/cluster-env; scripts/images $(VERSION)
+
+.PHONY: load
+load: images ## Put the images on the nodes of a kind cluster ($$KIND_CLUSTER_NAME, else "kind")
+	@. scripts/cluster-env; kind load docker-image $(foreach name,operator sidecar runtime,esper/$(name):$(VERSION))
 
 .PHONY: clean
 clean: ## Remove caches and local runs

@@ -104,6 +104,10 @@ class Cluster:
         )
 
 
+def chart_version() -> str:
+    return str(yaml.safe_load((ROOT / "charts/esper/Chart.yaml").read_text())["appVersion"])
+
+
 def content_tag() -> str:
     """A tag that names what the images are made of."""
     files = ("Dockerfile", "docker", "proto", "operator", "runtime")
@@ -116,7 +120,7 @@ def make() -> Cluster:
     """The cluster of this session, with the images on it."""
     given = os.environ.get("KUBECONFIG")
     if given:
-        return Cluster(Path(given), os.environ.get("ESPER_E2E_IMAGE_TAG", "dev"), own=False)
+        return Cluster(Path(given), os.environ.get("ESPER_E2E_IMAGE_TAG", chart_version()), own=False)
     if os.environ.get("ESPER_E2E_KEEP") and (kept := _kept()):
         cluster = kept
     else:

@@ -17,7 +17,7 @@ def transitions(status: dict[str, Any]) -> list[tuple[str, str]]:
     return [(entry.get("from", ""), entry["to"]) for entry in status.get("history", [])]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_a_run_trains_survives_halts_and_resumes(start: Start, tmp_path: Path) -> None:
     run = start("examples/digits-nan.yaml")
 
@@ -91,7 +91,7 @@ def test_a_run_trains_survives_halts_and_resumes(start: Start, tmp_path: Path) -
     assert status["lastRecovery"]["toStep"] == saved
 
     # 8. It ends, and its model comes home.
-    run.kubectl("wait", "etr", run.name, "--for=condition=Complete", "--timeout=400s", timeout_s=420)
+    run.kubectl("wait", "etr", run.name, "--for=condition=Complete", "--timeout=1200s", timeout_s=1220)
     resource = run.get()
     status = resource["status"]
     print(run.kubectl("get", "esperruns", run.name, "-o", "wide"))
