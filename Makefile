@@ -5,7 +5,7 @@ VERSION := $(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' charts/esper/Chart.yaml
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/; s/[$$][$$]/$$/g' | expand -t 14
 
 .PHONY: setup
 setup: ## Install everything into .venv
