@@ -29,15 +29,12 @@ class LocalApi:
         if resource is not CONFIG_MAPS:
             return body  # the touch of a pod makes a kubelet look at its mounts; here they are written at once
         found = await self.get(resource, name, namespace=namespace)
-        expected = body["metadata"].get("resourceVersion")
-        version = found["metadata"].get("resourceVersion", "1")
+        expected, version = body["metadata"].get("resourceVersion"), found["metadata"]["resourceVersion"]
         if expected is not None and expected != version:
             raise Conflict(f"{resource.kind} {name} has version {version}, not {expected}")
-        merged = merge(found, body)
-        merged["metadata"]["resourceVersion"] = str(int(version) + 1)
-        self._objects.put(merged)
+        stored = self._objects.put(merge(found, body))
         self._changed()
-        return merged
+        return stored
 
 
 def merge(base: Object, change: Object) -> Object:

@@ -51,9 +51,14 @@ class Objects:
             raise StateError(f"{path}: cannot be read: {error}") from error
         return found
 
-    def put(self, manifest: Manifest) -> None:
-        """Creates or replaces an object of the run."""
-        write_json(self._path(manifest["kind"], manifest["metadata"]["name"]), manifest, mode=0o600)
+    def put(self, manifest: Manifest) -> Manifest:
+        """Creates or replaces an object of the run; what is stored, with its next resourceVersion."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        known = self.get(kind, name)
+        version = 0 if known is None else int(known["metadata"].get("resourceVersion", 0))
+        stored = {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": str(version + 1)}}
+        write_json(self._path(kind, name), stored, mode=0o600)
+        return stored
 
     def files(self, kind: str, name: str) -> dict[str, bytes] | None:
         """What a mounted ConfigMap or Secret shows; None when there is no such object."""
