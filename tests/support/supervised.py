@@ -15,10 +15,13 @@ from esper_leyline.journal import JournalReader
 from esper_leyline.pages import EmergencyRecord, Heartbeat, Page, PageError
 from esper_leyline.v1 import report_pb2 as pb
 
-from tests.support.waiting import until_sync
+from tests.support.waiting import PATIENT_S, until_sync
 
-DEADLINE_S = 20.0
-_RUN = "import os,sys; from esper_runtime.tolaria.__main__ import main; sys.exit(main(os.environ, trainer_module={!r}))"
+DEADLINE_S = PATIENT_S
+_RUN = (
+    "import os,sys; from esper_runtime.tolaria.__main__ import main; from esper_runtime.tolaria.supervisor import loop;"
+    "loop.TICK_S = {tick_s}; sys.exit(main(os.environ, trainer_module={module!r}))"
+)
 
 
 class Supervised:
@@ -36,7 +39,8 @@ class Supervised:
         self.run_dir.mkdir()
         self.checkpoints.mkdir()
 
-    def start(self, plans: Sequence[Mapping[str, Any]] = ({},), **config: Any) -> None:
+    def start(self, plans: Sequence[Mapping[str, Any]] = ({},), *, tick_s: float = 1.0, **config: Any) -> None:
+        """`tick_s`: how often the supervisor looks without being told to."""
         config_file = self._directory / "run.json"
         config_file.write_text(json.dumps({**self.config, **config}))
         environ = {
@@ -53,7 +57,9 @@ class Supervised:
             "PYTHONPATH": str(Path(__file__).parents[2]),
             **self.environ,
         }
-        self.process = subprocess.Popen([sys.executable, "-c", _RUN.format(self._module)], env=environ)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _RUN.format(module=self._module, tick_s=tick_s)], env=environ
+        )
 
     def wait(self, deadline_s: float = DEADLINE_S) -> int:
         assert self.process is not None

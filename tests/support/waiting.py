@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 POLL_S = 0.005
+PATIENT_S = 40.0
+"""Deadline for what takes milliseconds by itself, on a machine that does much else. A test that passes never waits
+for it."""
 
 
-async def until(check: Callable[[], Any | Awaitable[Any]], timeout_s: float = 5.0, what: str = "") -> Any:
+async def until(check: Callable[[], Any | Awaitable[Any]], timeout_s: float = PATIENT_S, what: str = "") -> Any:
     """Polls `check` (plain or async) until it is true and returns its value; AssertionError at the deadline."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -22,7 +25,7 @@ async def until(check: Callable[[], Any | Awaitable[Any]], timeout_s: float = 5.
         await asyncio.sleep(POLL_S)
 
 
-def until_sync(check: Callable[[], Any], timeout_s: float = 5.0, what: str = "") -> Any:
+def until_sync(check: Callable[[], Any], timeout_s: float = PATIENT_S, what: str = "") -> Any:
     """`until` for tests without an event loop."""
     deadline = time.monotonic() + timeout_s
     while not (found := check()):

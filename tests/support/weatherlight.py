@@ -26,6 +26,8 @@ from esper_leyline.v1.report_pb2 import Boot, ReportBatch, RunReport, RuntimeEve
 from esper_runtime.weatherlight.clock import Moment
 from esper_runtime.weatherlight.reports import Identity
 
+from tests.support.waiting import PATIENT_S
+
 SEED = bytes(range(32))
 UID = "3b1e9a52-6f0c-4c7f-9a51-0d1f1b5c8e11"
 RUNNING = RuntimePhase.RUNTIME_PHASE_RUNNING
@@ -178,7 +180,7 @@ class PodFiles:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(10)
+            return self.process.wait(PATIENT_S)
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A tamiyo that thinks before it answers: `slow_tamiyo.py <socket> <key file> <run uid> <seconds> <command type>`."""
+"""A tamiyo that takes a file away for each answer: `slow_tamiyo.py <socket> <key file> <run uid> <file> <type>`."""
 
 import asyncio
 import sys
@@ -11,16 +11,20 @@ from esper_leyline.v1.command_pb2_grpc import TamiyoPolicyServiceServicer, add_T
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
 from esper_runtime.sidecar.rpc import serving
 
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from tests.support.waiting import until
+
 
 class Slow(TamiyoPolicyServiceServicer):
-    def __init__(self, key: SigningKey, run_uid: str, seconds: float, command_type: int, deadline_ms: int) -> None:
-        self.key, self.run_uid, self.seconds = key, run_uid, seconds
+    def __init__(self, key: SigningKey, run_uid: str, gate: Path, command_type: int, deadline_ms: int) -> None:
+        self.key, self.run_uid, self.gate = key, run_uid, gate
         self.command_type, self.deadline_ms = command_type, deadline_ms
         self.asked = 0
 
     async def Evaluate(self, request: SystemStatePacket, context: Any) -> SignedCommand:
         self.asked += 1
-        await asyncio.sleep(self.seconds)
+        await until(self.gate.exists)
+        self.gate.unlink()
         command = AdaptationCommand(
             version=1,
             command_id=f"command-{self.asked}",
@@ -31,10 +35,8 @@ class Slow(TamiyoPolicyServiceServicer):
         return sign_command(command, run_uid=self.run_uid, key=self.key)
 
 
-async def main(socket: str, key: str, run_uid: str, seconds: str, command_type: str, deadline_ms: str = "0") -> None:
-    slow = Slow(
-        SigningKey.from_text(Path(key).read_text()), run_uid, float(seconds), int(command_type), int(deadline_ms)
-    )
+async def main(socket: str, key: str, run_uid: str, gate: str, command_type: str, deadline_ms: str = "0") -> None:
+    slow = Slow(SigningKey.from_text(Path(key).read_text()), run_uid, Path(gate), int(command_type), int(deadline_ms))
     async with serving(Path(socket), add_TamiyoPolicyServiceServicer_to_server, slow):
         print("listening", flush=True)
         await asyncio.Event().wait()

@@ -8,9 +8,10 @@ from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
 from esper_runtime.tolaria.handshake import Boundary, BoundaryResult
 
 from tests.support.sidecars import Sidecars, wait_until
+from tests.support.waiting import PATIENT_S
 
-PATIENT_S = 5.0
-"""A soft deadline for tests that are about answers and not about time."""
+PATIENT = {"soft_deadline_s": PATIENT_S, "hard_deadline_s": PATIENT_S}
+"""These tests are about answers and not about time."""
 
 
 def packet(epoch: int, **facts: float) -> SystemStatePacket:
@@ -25,7 +26,7 @@ def commanded(result: BoundaryResult) -> AdaptationCommand:
 def test_a_good_epoch_brings_an_explicit_no_operation(sidecars: Sidecars) -> None:
     kasmina, tamiyo = sidecars.start("kasmina", ready=False), sidecars.start("tamiyo")
     kasmina.wait_ready()
-    boundary = Boundary(sidecars.run_dir, run_uid=sidecars.run_uid, attempt=1, soft_deadline_s=PATIENT_S)
+    boundary = Boundary(sidecars.run_dir, run_uid=sidecars.run_uid, attempt=1, **PATIENT)
     sent = packet(0, training_loss=1.0, validation_loss=1.1)
     untouched = SystemStatePacket.FromString(sent.SerializeToString())
     result = boundary.exchange(sent)
@@ -50,7 +51,7 @@ def test_a_good_epoch_brings_an_explicit_no_operation(sidecars: Sidecars) -> Non
 def test_a_validation_regression_scales_the_learning_rate_and_a_broken_loss_rolls_back(sidecars: Sidecars) -> None:
     for name in ("kasmina", "tamiyo"):
         sidecars.start(name)
-    boundary = Boundary(sidecars.run_dir, run_uid=sidecars.run_uid, attempt=1, soft_deadline_s=PATIENT_S)
+    boundary = Boundary(sidecars.run_dir, run_uid=sidecars.run_uid, attempt=1, **PATIENT)
     commands = [
         commanded(boundary.exchange(packet(epoch, training_loss=1.0, validation_loss=loss)))
         for epoch, loss in enumerate((1.0, 1.5, 1.6, 1.7))
@@ -71,7 +72,7 @@ def test_nothing_of_grpc_is_left_between_boundaries(sidecars: Sidecars) -> None:
     for name in ("kasmina", "tamiyo"):
         sidecars.start(name)
     before = threads()
-    boundary = Boundary(sidecars.run_dir, run_uid=sidecars.run_uid, attempt=1, soft_deadline_s=PATIENT_S)
+    boundary = Boundary(sidecars.run_dir, run_uid=sidecars.run_uid, attempt=1, **PATIENT)
     for epoch in range(3):
         commanded(boundary.exchange(packet(epoch)))
         wait_until(lambda: boundary.idle and threads() == before, "gRPC's threads ended")

@@ -16,6 +16,7 @@ from esper_leyline.v1.command_pb2_grpc import KasminaAuthorityServiceStub, Tamiy
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
 
 from tests.support.sidecars import SEED, Sidecar, Sidecars, wait_until
+from tests.support.waiting import PATIENT_S
 
 
 class Authority:
@@ -29,7 +30,7 @@ class Authority:
 
     def open(self) -> str:
         request = OpenBoundaryRequest(run_uid=self.run_uid)
-        return str(self.stub.OpenBoundary(request, timeout=5, wait_for_ready=True).packet_id)
+        return str(self.stub.OpenBoundary(request, timeout=PATIENT_S, wait_for_ready=True).packet_id)
 
     def submit(
         self, packet_id: str, *, key: SigningKey | None = None, run_uid: str = "", command_id: str = "c"
@@ -44,7 +45,7 @@ class Authority:
         return self.again()
 
     def again(self) -> CommandVerdict:
-        return self.stub.SubmitCommand(self.sent, timeout=5, wait_for_ready=True)
+        return self.stub.SubmitCommand(self.sent, timeout=PATIENT_S, wait_for_ready=True)
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_a_restarted_kasmina_refuses_everything_from_before(authority: Authority
 
 def test_a_boundary_of_another_run_is_not_opened(authority: Authority) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        authority.stub.OpenBoundary(OpenBoundaryRequest(run_uid="another"), timeout=5)
+        authority.stub.OpenBoundary(OpenBoundaryRequest(run_uid="another"), timeout=PATIENT_S)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "run_uid is 'another'" in caught.value.details()
 
@@ -109,7 +110,7 @@ def test_tamiyo_refuses_what_it_cannot_answer(
 ) -> None:
     fields = {"version": 1, "training_run_id": sidecars.run_uid, "packet_id": "a" * 32} | change
     with pytest.raises(grpc.RpcError) as caught:
-        TamiyoPolicyServiceStub(tamiyo_channel).Evaluate(SystemStatePacket(**fields), timeout=5)  # type: ignore[no-untyped-call]
+        TamiyoPolicyServiceStub(tamiyo_channel).Evaluate(SystemStatePacket(**fields), timeout=PATIENT_S)  # type: ignore[no-untyped-call]
     assert caught.value.code() is code
     assert words in caught.value.details()
 
@@ -145,7 +146,7 @@ def test_an_unusable_key_ends_the_container_with_words(
     path = sidecars.directory / "keys" / name / item
     path.unlink() if content is None else path.write_text(content)
     sidecar = sidecars.start(name, ready=False)
-    assert sidecar.process.wait(timeout=15) == ExitCode.CONFIG
+    assert sidecar.process.wait(timeout=PATIENT_S) == ExitCode.CONFIG
     log = sidecar.log.read_text()
     assert words in log
     assert "abcdef" not in log  # a private key's text is never repeated
@@ -155,7 +156,7 @@ def test_an_unusable_key_ends_the_container_with_words(
 def test_something_else_at_the_sockets_place_is_named(sidecars: Sidecars) -> None:
     (sidecars.run_dir / "kasmina.sock").write_text("mine")
     sidecar = sidecars.start("kasmina", ready=False)
-    assert sidecar.process.wait(timeout=15) == ExitCode.CONFIG
+    assert sidecar.process.wait(timeout=PATIENT_S) == ExitCode.CONFIG
     assert "kasmina.sock is in the way and no socket; remove it" in sidecar.log.read_text()
     assert (sidecars.run_dir / "kasmina.sock").read_text() == "mine"
 
@@ -163,4 +164,4 @@ def test_something_else_at_the_sockets_place_is_named(sidecars: Sidecars) -> Non
 @pytest.mark.parametrize("name", ["kasmina", "tamiyo"])
 def test_a_sidecar_needs_no_torch(name: str) -> None:
     code = f"import sys, esper_runtime.{name}.worker; assert not {{'torch', 'numpy', 'redis'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENT_S)

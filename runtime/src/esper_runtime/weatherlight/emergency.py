@@ -28,7 +28,7 @@ REDIS: Final = "redis"
 CONFIG_MAP: Final = "configmap"
 STATE_FILE: Final = "signals.json"
 
-_FILE_EVERY_S: Final = 5.0
+FILE_EVERY_S: Final = 5.0
 """The mounted file is looked at this often even when nothing seems to have changed."""
 _FILE_POLL_S: Final = 0.2
 """And this often while its directory cannot be watched."""
@@ -175,7 +175,7 @@ async def follow_directory(directory: Path, desk: EmergencyDesk, recorder: Recor
     mask = Change.MOVED_TO | Change.CREATE | Change.CLOSE_WRITE | Change.DELETE
     path = directory / paths.EMERGENCY_SIGNAL
     seen = b""
-    async with aclosing(hints(directory, mask, every_s=_FILE_EVERY_S, poll_s=_FILE_POLL_S)) as changes:
+    async with aclosing(hints(directory, mask, every_s=FILE_EVERY_S, poll_s=_FILE_POLL_S)) as changes:
         async for trouble in changes:
             try:
                 found = _read(path)

@@ -38,6 +38,12 @@ class Outlet:
         self.pulled_seq = 0
         """Somebody who pulls has everything up to here."""
         self._pulls = 0
+        metrics.spool_reports.set_function(lambda: self._waiting()[0])
+        metrics.spool_bytes.set_function(lambda: self._waiting()[1])
+
+    def _waiting(self) -> tuple[int, int]:
+        """Number and bytes of the reports that Redis has not acknowledged."""
+        return self._recorder.reports.waiting(self.published_seq)
 
     def _restored(self) -> int:
         try:
@@ -59,7 +65,6 @@ class Outlet:
         """
         backoff = Backoff(first_s=_RETRY_FIRST_S, max_s=_RETRY_MAX_S)
         while True:
-            self.measure()
             record = self._recorder.reports.next_after(self.published_seq)
             if record is None:
                 await self._recorder.changed.wait()
@@ -72,12 +77,6 @@ class Outlet:
                 backoff.reset()
             else:
                 await asyncio.sleep(backoff.next_s())
-
-    def measure(self) -> None:
-        """Sets the gauges of the spool."""
-        reports, size = self._recorder.reports.waiting(self.published_seq)
-        self._metrics.spool_reports.set(reports)
-        self._metrics.spool_bytes.set(size)
 
     # --- pull ----------------------------------------------------------------------------------------------------
 
