@@ -42,6 +42,8 @@ class SimPod:
     exit_code: int | None = None
     created: datetime = START
     seq: int = 0
+    event_seq: int = 0
+    """Of its newest report with an event."""
 
     @property
     def alive(self) -> bool:
@@ -266,8 +268,11 @@ class Cluster:
             phase=runtime_phase(pod.phase),
             progress=Progress(epoch=self.step // 10, step=self.step, total_steps=TOTAL),
             counters=Counters(rollbacks=self.rollbacks, in_place_restarts=self.in_place),
+            previous_event_seq=pod.event_seq,
             **event,
         )
+        if event:
+            pod.event_seq = told.seq
         told.time.FromDatetime(self.now)
         if self.saved:
             told.checkpoint.latest_step = told.checkpoint.latest_verified_step = self.saved

@@ -277,7 +277,7 @@ class Deletion:
     uid: str
     """Precondition."""
     grace_seconds: int | None = None
-    """None: the object's own. 0 only for Kill."""
+    """None: the object's own. Never 0, which would be a force-delete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

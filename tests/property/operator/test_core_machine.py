@@ -106,8 +106,10 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._trainer() is not None)
     @rule(code=st.sampled_from([71, 73, 74, 78]))
     def user_code_fails(self, code: int) -> None:
-        self.cluster.end(self._trainer(), code)
+        pod = self._trainer()
+        self.cluster.end(pod, code)
         self.no_restart_helps = True
+        self.left_alone = self.left_alone and not pod.deleting  # its last word may vanish with the pod, unread
 
     @precondition(lambda self: self._trainer() is not None)
     @rule()

@@ -75,6 +75,7 @@ def _overdue(seen: Observation, job: Job, halt: HaltRequest) -> Plan:
 
 
 def _delete(job: Job, halt: HaltRequest, why: str) -> Plan:
-    grace = 0 if halt.mode is EmergencyStop.KILL else None
+    # One second and not 0: without grace the API server would drop a pod that its node may still be running.
+    grace = 1 if halt.mode is EmergencyStop.KILL else None
     verdict = Verdict(RunReason.HALT_REQUESTED, f"{halt.reason}; Job {job.name} is deleted: {why}")
     return Plan(verdict=verdict, deletions=(remove(job, grace_seconds=grace),))

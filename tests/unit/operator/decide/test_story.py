@@ -1,7 +1,8 @@
 """The life of a run, as one reconcile after the other sees it."""
 
 import pytest
-from esper_leyline.v1.report_pb2 import Recovery
+from esper_leyline.v1.emergency_pb2 import EmergencyAck
+from esper_leyline.v1.report_pb2 import Degradation, Recovery
 from esper_operator.model import Applied
 from esper_operator.testing.builders import a_run
 
@@ -222,3 +223,88 @@ def test_reports_that_come_after_the_end_complete_the_figures() -> None:
     assert scene.status["progress"]["percentage"] == 100
     assert scene.status["checkpoint"]["latestVerifiedStep"] == 1000
     assert phases(scene)[-1] == "Succeeded"
+    assert scene.later(1).change().changed is False
+
+
+def test_a_run_that_skipped_batches_is_complete_all_the_same() -> None:
+    scene = running().reporting("RUNNING", step=1799, total=1800).reconciled()
+    assert scene.status["progress"]["percentage"] == 99
+    scene = scene.failed(0).reconciled()
+    done = scene.status["progress"]
+    assert (done["step"], done["percentage"], done["estimatedRemainingSeconds"]) == (1799, 100, 0)
+    late = scene.later(1).reporting("SUCCEEDED", step=1799, total=1800, checkpoint=1799).reconciled()
+    assert late.status["checkpoint"]["latestVerifiedStep"] == 1799
+    assert late.status["progress"]["percentage"] == 100
+
+
+def test_conservative_mode_is_a_condition_and_neither_trouble_nor_a_reason_to_be_running() -> None:
+    careful = Degradation(component="tamiyo", degraded=True, reason="ConservativeMode", message="validation got worse")
+    scene = running().reporting("RUNNING", step=30, degradations=[careful])
+    assert scene.change().events == ()
+    scene = scene.reconciled()
+    assert condition(scene, "Healthy") == ("True", "ConservativeMode")
+    assert scene.status["reason"] == "Training"
+    assert scene.later(1).change().changed is False
+    broken = Degradation(component="oona", degraded=True, reason="BusUnavailable", message="refused")
+    both = scene.reporting("RUNNING", step=40, degradations=[careful, broken]).reconciled()
+    assert condition(both, "Healthy") == ("False", "BusUnavailable")
+    assert both.status["reason"] == "Training"
+    scene = scene.reporting("RUNNING", step=50).reconciled()
+    assert condition(scene, "Healthy") == ("True", "Training")
+
+
+def test_what_the_server_refuses_is_named_by_its_own_kind() -> None:
+    scene = a_run().reconciled(Applied(refused='Service digits: services "digits" is forbidden')).without_jobs()
+    ready = next(c for c in scene.status["conditions"] if c["type"] == "PodsReady")
+    assert ready["message"].startswith("the API server refused Service digits: ")
+    assert scene.status["attempt"] == 0
+
+
+def test_a_child_that_is_refused_later_does_not_hide_that_the_pods_are_ready() -> None:
+    scene = running()
+    change = scene.change(Applied(refused="ConfigMap digits-config: forbidden"))
+    assert [str(event.reason) for event in change.events] == ["PodRefused"]
+    scene = scene.reconciled(Applied(refused="ConfigMap digits-config: forbidden"))
+    assert condition(scene, "PodsReady") == ("True", "PodsReady")
+    assert condition(scene, "Healthy") == ("False", "PodRefused")
+    assert scene.status["phase"] == "Running"
+    assert condition(scene.reconciled(), "Healthy") == ("True", "Training")
+
+
+def test_what_an_earlier_run_left_is_waited_for_in_silence() -> None:
+    left = Applied(waiting="waiting until Service digits of the earlier run of this name is gone")
+    scene = a_run()
+    assert scene.change(left).events == ()
+    scene = scene.reconciled(left).without_jobs()
+    assert (scene.status["attempt"], scene.status["phase"], scene.status["reason"]) == (0, "Pending", "PodsPending")
+    assert condition(scene, "PodsReady") == ("False", "PodsPending")
+    assert scene.reconciled().status["attempt"] == 1
+
+
+def test_a_halt_that_only_redis_had_when_its_operator_was_killed_is_known_by_its_answer() -> None:
+    scene = running().stopped("Checkpoint")
+    ack = EmergencyAck(
+        version=1, signal_id="f" * 32, attempt=1, participant="tolaria", stage="ACK_STAGE_DONE", saved_step=23
+    )
+    scene = scene.reporting("HALTED", step=23, ack=ack).failed(75).reconciled()
+    halt = scene.status["halt"]
+    assert scene.status["phase"] == "Halted"
+    assert (halt["id"], halt["acknowledged"], halt["expected"], halt["savedStep"]) == ("f" * 32, 1, 1, 23)
+    other = EmergencyAck(version=1, signal_id="e" * 32, attempt=1, participant="tolaria", stage="ACK_STAGE_DONE")
+    assert scene.reporting("HALTED", step=23, ack=other).reconciled().status["halt"]["id"] == "f" * 32
+
+
+@pytest.mark.parametrize(
+    ("previous", "lost"), [(0, False), ((1 << 32) + 2, False), ((1 << 32) + 3, True), ((1 << 32) + 8, True)]
+)
+def test_reports_count_as_lost_only_when_one_with_an_event_is_missing(previous: int, lost: bool) -> None:
+    scene = running()
+    assert scene.status["observedReport"] == {"attempt": 1, "seq": (1 << 32) + 2}
+    scene = scene.reporting("RUNNING", step=90, seq=(1 << 32) + 9, previous_event_seq=previous)
+    assert [event.reason == "ReportsLost" for event in scene.change().events] == [True] * lost
+    assert scene.reconciled().status["progress"]["step"] == 90
+
+
+def test_the_first_report_of_an_attempt_tells_what_went_before_it() -> None:
+    again = running(2).reporting("RUNNING", step=90, attempt=3, seq=(1 << 32) + 2, previous_event_seq=(1 << 32) + 1)
+    assert [str(e.reason) for e in again.with_job(3).change().events if e.reason == "ReportsLost"] == ["ReportsLost"]

@@ -65,7 +65,7 @@ def test_completion_beats_halt_suspend_and_deadline() -> None:
 def test_a_pod_that_does_not_train_yet_has_nothing_to_save(mode: str, state: str) -> None:
     scene = a_run().reconciled().with_pods(state=state).stopped(mode)
     (deletion,) = scene.plan().deletions
-    assert deletion.grace_seconds == (0 if mode == "Kill" else None)
+    assert deletion.grace_seconds == (1 if mode == "Kill" else None)
     scene = scene.reconciled()
     assert (scene.status["phase"], scene.status["halt"]["expected"]) == ("Halted", 0)
 
@@ -87,7 +87,7 @@ def test_the_runtimes_word_counts_where_the_kubelets_is_late() -> None:
     assert scene.plan().deletions == ()
 
 
-@pytest.mark.parametrize(("mode", "grace"), [("Checkpoint", None), ("Kill", 0)])
+@pytest.mark.parametrize(("mode", "grace"), [("Checkpoint", None), ("Kill", 1)])
 def test_a_halt_without_an_answer_falls_back_on_sigterm(mode: str, grace: int | None) -> None:
     scene = running(emergency={"acknowledgeTimeoutSeconds": 15}).stopped(mode).reconciled()
     assert scene.later(14).plan().deletions == ()
