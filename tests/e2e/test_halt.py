@@ -10,10 +10,12 @@ from . import cluster as kit
 
 Start = Callable[..., kit.RunHandle]
 LONG = {"config": {"epochs": 500}}
+SMALL = {"resources": {"requests": {"cpu": "100m", "memory": "512Mi"}}}
+"""Two of them fit on a node with two cores."""
 
 
 def begin(start: Start, name: str) -> kit.RunHandle:
-    run = start("examples/digits.yaml", name=name, runtime=LONG)
+    run = start("examples/digits.yaml", name=name, runtime=LONG, workers=SMALL)
     run.wait_phase("Running", timeout_s=120)
     run.wait_step(20)
     return run
@@ -81,7 +83,7 @@ def test_a_run_created_halted_starts_halted(start: Start) -> None:
 def test_a_broadcast_stops_the_runs_it_names(start: Start, release: kit.Cluster) -> None:
     run = begin(start, "vision")
     run.kubectl("label", "etr", run.name, "team=vision")
-    other = start("examples/digits.yaml", name="text", runtime=LONG)
+    other = start("examples/digits.yaml", name="text", runtime=LONG, workers=SMALL)
     other.wait_phase("Running", timeout_s=120)
     broadcast = yaml.safe_dump(
         {
