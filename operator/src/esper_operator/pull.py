@@ -1,4 +1,7 @@
-"""Reports straight from the pods, where Redis is silent: one long poll per pod, until Redis delivers again."""
+"""Reports straight from the pods, where Redis is silent: long polls, until Redis delivers again.
+
+Each such pod is polled all the time as long as there are at most MAX_POLLS of them; of more, each gets its turn.
+"""
 
 import asyncio
 import logging
@@ -38,14 +41,19 @@ class Puller:
         bus_connected: Callable[[], bool],
         fetch: Fetch,
         on_polls: Callable[[int], None] | None = None,
+        max_polls: int = MAX_POLLS,
     ) -> None:
         self._intake = intake
         self._pods = pods
         self._bus_connected = bus_connected
         self._fetch = fetch
         self._on_polls = on_polls or (lambda _: None)
+        self._max_polls = max_polls
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._wanted: dict[str, Pod] = {}
+        self._ended: dict[str, int] = {}
+        """When the last poll of a pod ended, as a running number: who has waited longest comes first."""
+        self._count = 0
 
     async def run(self) -> None:
         try:
@@ -58,19 +66,25 @@ class Puller:
 
     def _look(self) -> None:
         self._wanted = {pod.uid: pod for pod in self._pods() if self._needs(pod)}
+        self._ended = {uid: number for uid, number in self._ended.items() if uid in self._wanted}
         for uid, poll in list(self._polls.items()):
             if poll.done():
                 del self._polls[uid]
+                self._count += 1
+                self._ended[uid] = self._count
                 if not poll.cancelled():
                     poll.result()  # whatever else went wrong in it is a bug
             elif uid not in self._wanted:
                 poll.cancel()
-        for uid, pod in self._wanted.items():
-            if len(self._polls) >= MAX_POLLS:
-                break
-            if uid not in self._polls:
-                self._polls[uid] = asyncio.create_task(self._poll(pod), name=f"pull {pod.name}")
+        waiting = sorted(self._wanted.keys() - self._polls.keys(), key=lambda uid: (self._ended.get(uid, 0), uid))
+        for uid in waiting[: max(0, self._max_polls - len(self._polls))]:
+            pod = self._wanted[uid]
+            self._polls[uid] = asyncio.create_task(self._poll(pod), name=f"pull {pod.name}")
         self._on_polls(len(self._polls))
+
+    @property
+    def _crowded(self) -> bool:
+        return len(self._wanted) > self._max_polls
 
     def _needs(self, pod: Pod) -> bool:
         """Its weatherlight can be asked, and Redis has not told us lately."""
@@ -82,29 +96,39 @@ class Puller:
         return not self._bus_connected() or self._intake.bus_age_s(pod.run_uid, pod.rank) > SILENCE_S
 
     async def _poll(self, pod: Pod) -> None:
-        backoff = FIRST_BACKOFF_S
+        """Until Redis delivers again; one question only where others wait for their turn."""
+        loop, backoff = asyncio.get_running_loop(), FIRST_BACKOFF_S
         while pod.uid in self._wanted:
             after = self._intake.last_seq(pod.run_uid, pod.attempt, pod.rank)
+            wait_s, asked_at = 0 if self._crowded else WAIT_S, loop.time()
             try:
-                raw = await self._fetch(pod.ip, after, WAIT_S)
-                self._take(pod, raw)
-                backoff = FIRST_BACKOFF_S
+                useful = self._take(pod, await self._fetch(pod.ip, after, wait_s))
             except (aiohttp.ClientError, TimeoutError, OSError, DecodeError) as error:
                 logger.debug("reports of %s/%s: %s", pod.namespace, pod.name, error)
+                useful = False
+            if self._crowded:
+                return
+            if useful or loop.time() - asked_at >= wait_s:
+                backoff = FIRST_BACKOFF_S
+            else:  # refused, or answered too soon with nothing: such a pod must not keep us busy
                 await asyncio.sleep(backoff * (0.5 + random.random()))
                 backoff = min(backoff * 2, MAX_BACKOFF_S)
 
-    def _take(self, pod: Pod, raw: bytes) -> None:
+    def _take(self, pod: Pod, raw: bytes) -> bool:
+        """Whether there was anything new in it."""
+        outcomes = set()
         for item in ReportBatch.FromString(raw).envelopes:
             envelope = BusEnvelope.FromString(item)
             if envelope.run_uid == pod.run_uid:
-                self._intake.accept(envelope, way="pull")
+                outcomes.add(self._intake.accept(envelope, way="pull"))
+        return "accepted" in outcomes
 
 
 class HttpFetch:
     """`Fetch` over HTTP to weatherlight's report log."""
 
     def __init__(self, session: aiohttp.ClientSession, port: int = WEATHERLIGHT_HTTP) -> None:
+        """The session's connector must allow MAX_POLLS connections; `connections()` makes one that does."""
         self._session = session
         self._port = port
 
@@ -116,6 +140,11 @@ class HttpFetch:
         async with self._session.get(url, params=params, timeout=timeout, allow_redirects=False) as response:
             response.raise_for_status()
             return await _bounded(response)
+
+
+def connections() -> aiohttp.TCPConnector:
+    """For the session of HttpFetch: aiohttp's own limit is lower than the polls that may be open."""
+    return aiohttp.TCPConnector(limit=MAX_POLLS)
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:
