@@ -65,6 +65,8 @@ class World:
         self.sent: list[EmergencySignal] = []
         """By Redis."""
         self.bus_up = True
+        self.start_pods = True
+        """False: no node takes them."""
         self.saved_by_halt: int | None = None
         """By the trainer's own last word."""
         self._grown = asyncio.Event()
@@ -212,7 +214,7 @@ class World:
     def _run_pod(self, pod: Object) -> None:
         metadata = pod["metadata"]
         trainer = self._trainers.get(metadata["uid"])
-        if pod["status"]["phase"] == "Pending" and "deletionTimestamp" not in metadata:
+        if pod["status"]["phase"] == "Pending" and "deletionTimestamp" not in metadata and self.start_pods:
             self._edit(PODS, metadata["name"], _running)
             life = Trainer(self, pod, key_seed=SEED).run()
             self._trainers[metadata["uid"]] = asyncio.create_task(life, name=metadata["name"])
