@@ -1,4 +1,4 @@
-"""Regenerates the committed generated files: protobuf stubs, the CRD, its copy in the chart, its reference page.
+"""Regenerates the committed generated files: protobuf stubs, the CRD, its copy in the chart, the reference pages.
 
 Run through scripts/generate. With --check nothing is written; the exit code says whether all is current.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from esper_operator import metrics, settings
 from esper_operator.api import crd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +57,15 @@ def custom_resource(out: Path) -> None:
         target.write_text(text, encoding="utf-8")
 
 
-GENERATORS: tuple[Callable[[Path], None], ...] = (protobuf_stubs, custom_resource)
+def references(out: Path) -> None:
+    """What the operator is told by environment variables and tells by metrics."""
+    for name, text in (("settings", settings.reference()), ("metrics", metrics.reference())):
+        target = out / f"docs/reference/{name}.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+
+
+GENERATORS: tuple[Callable[[Path], None], ...] = (protobuf_stubs, custom_resource, references)
 
 
 def generated(out: Path) -> list[Path]:
