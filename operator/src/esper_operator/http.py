@@ -10,6 +10,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from esper_operator.settings import PREFIX, SettingsError
+
 Check = Callable[[], str]
 """What is wrong, in words; empty when all is well."""
 
@@ -39,10 +41,16 @@ def _answer(checks: Mapping[str, Check]) -> web.Response:
 
 
 async def serve(app: web.Application, port: int) -> web.AppRunner:
-    """Listens on all addresses; clean up the runner to stop."""
+    """Listens on all addresses; clean up the runner to stop. SettingsError when the port is taken."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, port=port).start()
+    try:
+        await web.TCPSite(runner, port=port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise SettingsError(
+            f"{PREFIX}HTTP_PORT is {port}: {error.strerror}; choose a free one, or 0 for none"
+        ) from error
     return runner
 
 
