@@ -234,7 +234,7 @@ class LeaseThread:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._elect())
-        except (KubeError, OSError, ValueError) as error:
+        except Exception as error:  # broad: whatever ends this thread ends the process, in the main loop
             self._main.call_soon_threadsafe(self._fail, error)
         finally:
             self._loop.close()
