@@ -28,7 +28,7 @@ from esper_operator.kube.errors import KubeError
 from esper_operator.kube.lease import Elector, LeaseThread
 from esper_operator.logs import configure
 from esper_operator.metrics import Metrics
-from esper_operator.pull import HttpFetch, Puller
+from esper_operator.pull import HttpFetch, Puller, connections
 from esper_operator.settings import OperatorSettings, SettingsError
 from esper_operator.watch import KopfThread, RunFeed
 
@@ -163,7 +163,7 @@ class Process:
     async def _live(self, stack: AsyncExitStack, operator: Operator, lease: LeaseThread, oona: Oona | None) -> int:
         loop = asyncio.get_running_loop()
         kopf = KopfThread(RunFeed(loop, operator.runs.put, operator.runs.drop), self._settings.watch_namespaces)
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connections()))
         workers = asyncio.create_task(self._lead(operator, lease), name="workers")
         roots = [workers, *self._roots(operator, lease, oona, session)]
         lease.start()
