@@ -7,6 +7,9 @@ give equal decisions. In order of precedence:
 2. Validation worse than the best so far for `patience` boundaries in a row: conservative mode, learning rate scaled
    down, at most once per `dwell` boundaries and `max_scalings` times in all.
 3. Otherwise explicitly nothing. Conservative mode ends after `recovery` healthy boundaries in a row.
+
+The mode has hysteresis twice over, so that it does not flicker: a streak is needed to enter and another to leave it,
+and healthy is nearer to the best than not worse. What counts as worse follows the noise of the validation itself.
 """
 
 import math
@@ -19,6 +22,9 @@ from esper_leyline.v1.command_pb2 import RiskReason
 
 POLICY_VERSION: Final = "rules-1"
 
+_BEND_OF_SIGMA: Final = 1.652
+"""Median of |second difference| of independent normal values in standard deviations: 0.6745 times the root of 6."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyConfig:
@@ -28,7 +34,11 @@ class PolicyConfig:
     relative_delta: float = 0.1
     """Worse means: above the best by more than this share of it ..."""
     absolute_delta: float = 0.005
-    """... and by more than this, so that noise around zero is none."""
+    """... and by more than this, so that noise around zero is none ..."""
+    noise_factor: float = 5.0
+    """... and by more than this many standard deviations of what validation does from one boundary to the next."""
+    release: float = 0.6
+    """Healthy means: above the best by no more than this share of that distance. What lies between is neither."""
     learning_rate_scale: float = 0.5
     dwell: int = 5
     max_scalings: int = 4
@@ -36,7 +46,7 @@ class PolicyConfig:
     explosion_factor: float = 10.0
     """Exploded means: above every earlier loss, and above the recent median by this many times its size."""
     window: int = 8
-    """Training losses that the median is taken of."""
+    """Training losses that the median is taken of; validation values that the noise is taken of."""
     min_window: int = 3
 
 
@@ -62,6 +72,8 @@ class Memory:
     worst_loss: float = -math.inf
     metric: str = ""
     best: float | None = None
+    recent: tuple[float, ...] = ()
+    """Newest validation values that were not worse: what is in doubt does not judge itself."""
     worse: int = 0
     """Boundaries in a row with a validation regression."""
     healthy: int = 0
@@ -114,7 +126,7 @@ def _arrived(memory: Memory, facts: Facts) -> Memory:
     """Counts the boundary. Streaks end where training went back: they were about a state that is gone."""
     went_back = facts.step <= memory.step
     if memory.metric and facts.validation is not None and facts.metric != memory.metric:
-        memory = replace(memory, best=None, worse=0)
+        memory = replace(memory, best=None, recent=(), worse=0)
     return replace(
         memory,
         boundary=memory.boundary + 1,
@@ -152,16 +164,30 @@ def _judged(memory: Memory, facts: Facts, config: PolicyConfig, *, sound: bool) 
     value, best = facts.validation, memory.best
     if value is None:
         return replace(memory, healthy=healthy), "no validation result to judge by"
+    sound_too = (*memory.recent, value)[-config.window :]
     if math.isfinite(value) and (best is None or value < best):
-        return replace(memory, best=value, worse=0, healthy=healthy), f"{facts.metric} {value:.4g} is the best so far"
+        memory = replace(memory, best=value, recent=sound_too, worse=0, healthy=healthy)
+        return memory, f"{facts.metric} {value:.4g} is the best so far"
     if best is None:
         return replace(memory, worse=memory.worse + 1, healthy=0), f"{facts.metric} is {value}"
-    margin = max(config.relative_delta * abs(best), config.absolute_delta)
-    if math.isfinite(value) and value <= best + margin:
-        return replace(memory, worse=0, healthy=healthy), f"{facts.metric} {value:.4g} is near the best of {best:.4g}"
+    margin = _margin(memory, best, config)
+    if value <= best + margin:
+        healthy = healthy if value <= best + config.release * margin else 0
+        memory = replace(memory, recent=sound_too, worse=0, healthy=healthy)
+        return memory, f"{facts.metric} {value:.4g} is near the best of {best:.4g}"
     worse = memory.worse + 1
     finding = f"{facts.metric} {value:.4g} is worse than the best of {best:.4g}, {worse} in a row"
     return replace(memory, worse=worse, healthy=0), finding
+
+
+def _margin(memory: Memory, best: float, config: PolicyConfig) -> float:
+    """How far above the best a value may be. A loss that jumps about a level is far above its own minimum most of the
+    time, and that is no regression: so the noise counts, as the standard deviation around any trend."""
+    before = memory.recent
+    triples = zip(before[:-2], before[1:-1], before[2:], strict=True)
+    bends = [abs(third - 2 * second + first) for first, second, third in triples]
+    noise = statistics.median(bends) / _BEND_OF_SIGMA if len(bends) >= config.min_window else 0.0
+    return max(config.relative_delta * abs(best), config.absolute_delta, config.noise_factor * noise)
 
 
 def _moded(memory: Memory, config: PolicyConfig, *, diverged: bool) -> Memory:
