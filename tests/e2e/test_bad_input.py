@@ -85,8 +85,12 @@ def test_a_second_run_on_the_same_claim_is_refused(start: Start) -> None:
     second.wait("the refusal", lambda _: second.condition("Accepted").get("reason") == "CheckpointClaimInUse", 60)
     assert "first" in second.condition("Accepted")["message"]
     assert second.pods() == []
+    # The claim outlives its run, and so does its word whose state it holds: the second layer.
     first.kubectl("delete", "etr", first.name, "--wait=true")
-    second.wait_phase("Running", timeout_s=120)
+    failure = second.wait_phase("Failed", timeout_s=180)["lastFailure"]
+    assert (failure["reason"], failure["exitCode"]) == ("CheckpointDirUnusable", 74)
+    assert "belongs to run" in failure["message"]
+    assert "subPath" in failure["message"], "the remedy"
 
 
 def test_a_flipped_bit_is_found_and_named(start: Start) -> None:
