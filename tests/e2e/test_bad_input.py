@@ -119,7 +119,7 @@ def test_forged_signals_are_ignored_and_counted(start: Start, release: kit.Clust
     run = start("examples/digits.yaml", name="forged", runtime=LONG)
     run.wait_phase("Running", timeout_s=120)
     uid = run.get()["metadata"]["uid"]
-    valkey = f'REDISCLI_AUTH="$(cat /etc/valkey-auth/password)" valkey-cli PUBLISH esper.signals.{uid} garbage'
+    valkey = f'REDISCLI_AUTH="$(cat /etc/valkey-auth/password)" valkey-cli XADD esper.signals.{uid} "*" e garbage'
     release.kubectl("-n", kit.SYSTEM, "exec", "esper-valkey-0", "--", "sh", "-c", valkey)
 
     def rejected() -> list[str]:
