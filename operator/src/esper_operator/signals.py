@@ -9,9 +9,10 @@ import asyncio
 import base64
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from esper_leyline.labels import MANAGED_BY, SIGNAL, emergency_config_map_name
 from esper_leyline.oona import Outcome, Status
@@ -81,6 +82,8 @@ class Signals:
         self._on_leg = on_leg or (lambda _leg, _outcome, _seconds: None)
         self._ledgers: dict[str, _Ledger] = {}
         self._touched: dict[str, tuple[int, int]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        """By Redis; kept here, because the loop itself holds tasks only weakly."""
 
     async def last(self, run: Run) -> SignalRecord | None:
         """The last signal sent to this run, by whichever operator."""
@@ -108,7 +111,7 @@ class Signals:
             ledger = await self._ledger(run)
             record = self._next(run, order, ledger)
             envelope = self._sealed(run, order, record)
-            bus = asyncio.create_task(self._by_bus(run, envelope))
+            bus = self._start(self._by_bus(run, envelope))
             try:
                 await self._by_config_map(run, record, envelope, ledger)
             except Conflict:
@@ -119,6 +122,12 @@ class Signals:
             await self._touch_all(run, record, pods)
             return record
         raise Conflict(f"{emergency_config_map_name(run.key.name)} changes all the time")
+
+    def _start(self, sending: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(sending)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+        return task
 
     async def _ledger(self, run: Run) -> _Ledger:
         known = self._ledgers.get(run.uid)
@@ -200,19 +209,21 @@ class Signals:
         self._on_leg("configmap", "written", self._monotonic() - started)
 
     async def _touch_all(self, run: Run, record: SignalRecord, pods: Sequence[Pod]) -> None:
-        self._touched[run.uid] = (record.term, record.seq)
-        await asyncio.gather(*(self._touch(pod, f"{record.term}.{record.seq}") for pod in pods))
+        touched = await asyncio.gather(*(self._touch(pod, f"{record.term}.{record.seq}") for pod in pods))
+        if all(touched):  # else `finish` tries again at the next look
+            self._touched[run.uid] = (record.term, record.seq)
 
-    async def _touch(self, pod: Pod, value: str) -> None:
-        """Makes the kubelet refresh the pod's mounts now instead of in a minute."""
+    async def _touch(self, pod: Pod, value: str) -> bool:
+        """Makes the kubelet refresh the pod's mounts now instead of in a minute. False: try again."""
         started = self._monotonic()
         body = {"metadata": {"uid": pod.uid, "annotations": {SIGNAL: value}}}
         try:
             await self._api.patch(PODS, pod.name, namespace=pod.namespace, body=body)
         except NotFound:
-            return
+            return True
         except KubeError as error:
             logger.warning("%s/%s was not touched: %s", pod.namespace, pod.name, error)
             self._on_leg("touch", type(error).__name__, self._monotonic() - started)
-            return
+            return False
         self._on_leg("touch", "written", self._monotonic() - started)
+        return True
