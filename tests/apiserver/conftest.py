@@ -1,9 +1,12 @@
 """One API server per test session; each test takes a namespace of its own."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
+from esper_operator.api import crd
 
+from tests.apiserver.operators import Cluster, cluster
 from tests.support.controlplane import ControlPlane, running
 
 
@@ -19,3 +22,17 @@ def control_plane_with_controllers(tmp_path_factory: pytest.TempPathFactory) -> 
     """With the kube-controller-manager: Jobs get pods, owners' children are collected, namespaces go away."""
     with running(tmp_path_factory.mktemp("control-plane"), controllers=True) as plane:
         yield plane
+
+
+@pytest.fixture
+def step_s() -> float:
+    """How long a trainer takes for a step; for a module to override."""
+    return 0.1
+
+
+@pytest.fixture
+async def place(control_plane_with_controllers: ControlPlane, tmp_path: Path, step_s: float) -> AsyncIterator[Cluster]:
+    """A namespace with a node and Redis, and no operator yet."""
+    control_plane_with_controllers.install_crd(crd.manifest())
+    async with cluster(control_plane_with_controllers, tmp_path, step_s=step_s) as made:
+        yield made

@@ -4,18 +4,23 @@ import asyncio
 import base64
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from esper_leyline import labels
+from esper_leyline.oona import REPORTS, Entry, Oona
 from esper_operator.kube.client import Credentials, RestApi
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.controlplane import ControlPlane
 from tests.support.redis_server import RedisServer
@@ -23,25 +28,27 @@ from tests.support.simulatednode import SimulatedNode, heartbeat
 from tests.support.waiting import until
 
 USER_AGENT = "esper-operator"
+DEADLINE_S = 90.0
+"""For what takes seconds by itself, on a machine that does much else. Passing tests never wait so long."""
 VERBS = {"create", "update", "patch", "delete", "deletecollection"}
 
 
 class OperatorProcess:
-    def __init__(
-        self, plane: ControlPlane, namespace: str, log: Path, *, redis_url: str = "", name: str = "one"
-    ) -> None:
+    def __init__(self, plane: ControlPlane, log: Path, *, name: str, **settings: str) -> None:
+        """`name` is that of its pod; `settings` are variables without their prefix, in small letters."""
         self.log = log
+        self.name = name
+        self.port = free_port()
+        own = {f"ESPER_OPERATOR_{key.upper()}": value for key, value in settings.items()}
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("ESPER_", "KUBE"))} | {
             "KUBECONFIG": str(plane.kubeconfig),
             "POD_NAME": name,
-            "ESPER_OPERATOR_NAMESPACE": namespace,
-            "ESPER_OPERATOR_WATCH_NAMESPACES": namespace,
             "ESPER_OPERATOR_RUNTIME_IMAGE": "esper/runtime:test",
             "ESPER_OPERATOR_SIDECAR_IMAGE": "esper/sidecar:test",
-            "ESPER_OPERATOR_HTTP_PORT": "0",
-            "ESPER_OPERATOR_BUS_URL": redis_url,
+            "ESPER_OPERATOR_HTTP_PORT": str(self.port),
             "ESPER_OPERATOR_LOG_LEVEL": "DEBUG",
             "ESPER_OPERATOR_LOG_FORMAT": "text",
+            **own,
         }
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
@@ -63,6 +70,33 @@ class OperatorProcess:
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def said(self, text: str) -> bool:
+        """Whether its log has that."""
+        return text in self.log.read_text()
+
+    def get(self, path: str) -> str:
+        """Body of its /livez, /readyz or /metrics; empty while it does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return ""
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of the samples with these labels; 0 when there is none."""
+        samples = (s for family in text_string_to_metric_families(self.get("/metrics")) for s in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
 
 @dataclass
 class Cluster:
@@ -74,13 +108,26 @@ class Cluster:
     directory: Path
     redis: RedisServer | None
     node: SimulatedNode
+    seed: bytes
+    """Of all run keys."""
     operators: list[OperatorProcess] = field(default_factory=list)
 
-    def start_operator(self, name: str = "one") -> OperatorProcess:
-        url = self.redis.url if self.redis else ""
+    def start_operator(self, name: str = "one", **settings: str) -> OperatorProcess:
+        """The same name again is the same pod, whose container is started anew."""
         log = self.directory / f"operator-{name}-{len(self.operators)}.log"
-        operator = OperatorProcess(self.plane, self.namespace, log, redis_url=url, name=name)
+        chosen = {
+            "namespace": self.namespace,
+            "watch_namespaces": self.namespace,
+            "bus_url": self.redis.url if self.redis else "",
+            **settings,
+        }
+        operator = OperatorProcess(self.plane, log, name=name, **chosen)
         self.operators.append(operator)
+        return operator
+
+    async def leading_operator(self, name: str = "one", **settings: str) -> OperatorProcess:
+        operator = self.start_operator(name, **settings)
+        await until(lambda: operator.said("reconciling"), DEADLINE_S, f"operator {name} leads")
         return operator
 
     def path(self, run: str = "", subresource: str = "") -> str:
@@ -89,17 +136,7 @@ class Cluster:
 
     def create_run(self, name: str, *, steps: int = 20, nan_at: int | None = None, **spec: Any) -> None:
         self.node.plan(name, total_steps=steps, nan_at=nan_at)
-        manifest = {
-            "apiVersion": labels.API_VERSION,
-            "kind": labels.KIND,
-            "metadata": {"name": name},
-            "spec": {
-                "runtime": {"entrypoint": "esper_runtime.workloads.digits:build"},
-                "checkpoint": {"storage": {"claimTemplate": {"size": "1Gi"}}, "everySteps": 5},
-                **spec,
-            },
-        }
-        reply = self.plane.create(self.path(), manifest)
+        reply = self.plane.create(self.path(), run_manifest(name, **spec))
         assert reply.ok, reply.message
 
     def set_spec(self, name: str, **fields: Any) -> None:
@@ -118,11 +155,65 @@ class Cluster:
     def transitions(self, name: str) -> list[str]:
         return [entry["to"] for entry in self.status(name).get("history", [])]
 
-    async def phase(self, name: str, phase: str, timeout_s: float = 30.0) -> dict[str, Any]:
+    async def reports_in_redis(self, oona: Oona) -> list[Entry]:
+        """All that are there now."""
+        newest = await oona.last(REPORTS)
+        found: list[Entry] = []
+        if newest is not None:
+            async with aclosing(oona.reports()) as entries:
+                async for entry in entries:
+                    found.append(entry)
+                    if entry.order >= newest.order:
+                        break
+        return found
+
+    def condition(self, name: str, kind: str) -> dict[str, Any]:
+        return next((c for c in self.status(name).get("conditions", []) if c["type"] == kind), {})
+
+    def events(self, name: str, reason: str = "") -> list[dict[str, Any]]:
+        """Kubernetes Events about the run, or about whatever has that name."""
+        found = self.items("/apis/events.k8s.io/v1/namespaces/{}/events")
+        return [e for e in found if e["regarding"]["name"] == name and reason in ("", e["reason"])]
+
+    async def stepped(self, run: str, least: int) -> None:
+        """Waits for a step by the trainer's own count: the status shows progress only every 10 s."""
+        await self.until(
+            lambda: self.node.pod_names(run) and self.node.training(run).step >= least, f"step {least} of {run}"
+        )
+
+    async def until(self, check: Callable[[], Any], what: str) -> None:
+        """Polls; at the deadline the operators' logs are in the error."""
+        try:
+            await until(check, DEADLINE_S, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._logs()}") from None
+
+    def _logs(self) -> str:
+        return "\n".join(f"--- {o.log.name}\n{o.log.read_text()[-3000:]}" for o in self.operators)
+
+    def created(self, resource: str, run: str) -> Counter[str]:
+        """How often the operator has created each object of the run, by the audit log."""
+        return Counter(
+            event["objectRef"]["name"]
+            for event in self._written()
+            if event["verb"] == "create" and event["responseStatus"]["code"] == 201
+            and event["objectRef"]["resource"] == resource and event["objectRef"]["name"].startswith(run)
+        )  # fmt: skip
+
+    def assert_nothing_doubled(self, run: str) -> None:
+        """Jobs, history entries, Events: each once."""
+        jobs = self.created("jobs", run)
+        assert set(jobs.values()) == {1}, jobs
+        history = [tuple(sorted(entry.items())) for entry in self.status(run)["history"]]
+        assert len(set(history)) == len(history), history
+        said = Counter((e["reason"], e["note"], e["eventTime"]) for e in self.events(run))
+        assert not [event for event, times in said.items() if times > 1], said
+
+    async def phase(self, name: str, phase: str, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
         return await self.sees(name, lambda status: status.get("phase") == phase, f"{name} is {phase}", timeout_s)
 
     async def sees(
-        self, name: str, check: Callable[[dict[str, Any]], Any], what: str, timeout_s: float = 30.0
+        self, name: str, check: Callable[[dict[str, Any]], Any], what: str, timeout_s: float = DEADLINE_S
     ) -> dict[str, Any]:
         """Polls the status until `check` holds for it; the status."""
         last: dict[str, Any] = {}
@@ -135,23 +226,30 @@ class Cluster:
         try:
             await until(look, timeout_s, what)
         except AssertionError as error:
-            logs = "\n".join(f"--- {o.log.name}\n{o.log.read_text()[-3000:]}" for o in self.operators)
-            raise AssertionError(f"{error}; status: {last}\n{logs}") from None
+            raise AssertionError(f"{error}; status: {last}\n{self._logs()}") from None
         return last
 
     def writes(self, since: int = 0) -> list[tuple[str, str, int]]:
         """(verb, resource/subresource, code) of every write of the operator in this namespace but the Lease's."""
-        found = []
-        for event in self.plane.audit()[since:]:
-            ref = event.get("objectRef", {})
-            agent = event.get("userAgent", "")
-            if ref.get("namespace") != self.namespace or not agent.startswith(USER_AGENT) or event["verb"] not in VERBS:
-                continue
-            if ref["resource"] == "leases":
-                continue
-            resource = "/".join(part for part in (ref["resource"], ref.get("subresource", "")) if part)
-            found.append((event["verb"], resource, event["responseStatus"]["code"]))
-        return found
+        return [
+            (
+                event["verb"],
+                "/".join(filter(None, (ref["resource"], ref.get("subresource")))),
+                event["responseStatus"]["code"],
+            )
+            for event in self._written(since)
+            if (ref := event["objectRef"])["resource"] != "leases"
+        ]
+
+    def _written(self, since: int = 0) -> list[dict[str, Any]]:
+        """Audit lines of the operator's writes in this namespace."""
+        return [
+            event
+            for event in self.plane.audit()[since:]
+            if event.get("objectRef", {}).get("namespace") == self.namespace
+            and event.get("userAgent", "").startswith(USER_AGENT)
+            and event["verb"] in VERBS
+        ]
 
     def write_counts(self, since: int = 0) -> Counter[str]:
         return Counter(f"{verb} {resource}" for verb, resource, _ in self.writes(since))
@@ -160,26 +258,39 @@ class Cluster:
         return len(self.plane.audit())
 
 
+def run_manifest(name: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": labels.API_VERSION,
+        "kind": labels.KIND,
+        "metadata": {"name": name},
+        "spec": {
+            "runtime": {"entrypoint": "esper_runtime.workloads.digits:build"},
+            "checkpoint": {"storage": {"claimTemplate": {"size": "1Gi"}}, "everySteps": 5},
+            **spec,
+        },
+    }
+
+
 @asynccontextmanager
 async def cluster(
     plane: ControlPlane, directory: Path, *, with_redis: bool = True, step_s: float = 0.1
 ) -> AsyncIterator[Cluster]:
     """A namespace with everything but an operator."""
     namespace = plane.namespace("operator")
+    seed = os.urandom(32)
     heartbeat(plane.request)
     credentials = await Credentials.load({"KUBECONFIG": str(plane.kubeconfig)})
     api = RestApi(credentials, user_agent="test-node")
     redis = RedisServer() if with_redis else None
     if redis:
         redis.start()
-    seed = os.urandom(32)
     secret = {
         "metadata": {"name": "esper-operator-seed"},
         "data": {"seed": base64.b64encode(seed).decode()},
     }
     assert plane.create(f"/api/v1/namespaces/{namespace}/secrets", secret).ok
     node = SimulatedNode(api, namespace, seed=seed, redis_url=redis.url if redis else "", step_s=step_s)
-    made = Cluster(plane, namespace, api, directory, redis, node)
+    made = Cluster(plane, namespace, api, directory, redis, node, seed)
     try:
         async with node:
             yield made

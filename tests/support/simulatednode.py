@@ -4,12 +4,14 @@
         node.plan("digits", steps=20, nan_at=5)
 
 Reports go by Redis when there is one and are kept in a log that each pod serves at its own loopback address, as
-weatherlight does. Signals arrive by Redis, and by ConfigMap once the pod's annotation was touched, as with a kubelet.
+weatherlight does. Signals arrive by Redis, and by ConfigMap once the pod's annotation was touched, as with a kubelet;
+weatherlight's own gate judges them.
 """
 
 import asyncio
 import base64
 import itertools
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from aiohttp import web
 from esper_leyline import labels
 from esper_leyline.oona import Oona, OonaConfig
 from esper_leyline.ports import REPORTS_PATH, WEATHERLIGHT_HTTP
+from esper_leyline.reasons import SignalRejection
+from esper_leyline.signing import Role, SigningKey, Verifier
 from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.emergency_pb2 import EmergencySignal
 from esper_leyline.v1.report_pb2 import ReportBatch, RunReport
@@ -27,6 +31,7 @@ from esper_operator.kube.api import CONFIG_MAPS, PODS, Object, Resource
 from esper_operator.kube.client import RestApi
 from esper_operator.kube.errors import KubeError, NotFound
 from esper_operator.kube.informer import Informer
+from esper_runtime.weatherlight.signals import Accepted, Rejected, SignalGate
 
 from tests.support.simulatedtrainer import Trainer, Training
 
@@ -39,10 +44,11 @@ class _Pod:
     raw: Object
     ip: str
     trainer: Trainer
+    gate: SignalGate
     task: asyncio.Task[None] | None = None
     log: list[tuple[int, bytes]] = field(default_factory=list)
     grown: asyncio.Event = field(default_factory=asyncio.Event)
-    signal: EmergencySignal | None = None
+    accepted: list[EmergencySignal] = field(default_factory=list)
     touched: str = ""
     ending: bool = False
 
@@ -98,6 +104,10 @@ class SimulatedNode:
     def training(self, run: str) -> Training:
         return next(self._trainings[p.trainer.uid] for p in self._pods.values() if p.trainer.run_name == run)
 
+    def signals_of(self, pod: str) -> list[EmergencySignal]:
+        """Those that its weatherlight accepted, in order."""
+        return self._pods[pod].accepted
+
     async def crash(self, pod: str, code: int) -> None:
         """The trainer's container dies."""
         task = self._pods[pod].task
@@ -122,7 +132,8 @@ class SimulatedNode:
             self._outbox.put_nowait(envelope)
 
     def signal(self, pod: str) -> EmergencySignal | None:
-        return self._pods[pod].signal
+        accepted = self._pods[pod].accepted
+        return accepted[-1] if accepted else None
 
     async def end_container(self, pod: str, code: int, message: str) -> None:
         state = {
@@ -145,8 +156,8 @@ class SimulatedNode:
     # --- the kubelet ---
 
     def _look(self) -> None:
-        for entry in self.informer.entries():
-            self._dirty.put_nowait(entry.name)
+        for name in {entry.name for entry in self.informer.entries()} | self._pods.keys():
+            self._dirty.put_nowait(name)
 
     async def _work(self) -> None:
         while True:
@@ -161,6 +172,7 @@ class SimulatedNode:
     async def _sync(self, name: str, raw: Object | None) -> None:
         known = self._pods.get(name)
         if raw is None:
+            self._vanish(known)
             return
         metadata = raw["metadata"]
         if "deletionTimestamp" in metadata:
@@ -188,7 +200,10 @@ class SimulatedNode:
         await self.api.create(path, binding)
         ip = f"127.0.1.{next(_addresses) % 250 + 2}"
         trainer = Trainer(self, raw, key_seed=self._seed, step_s=self.step_s)
-        known = self._pods[name] = _Pod(raw, ip, trainer)
+        operator = SigningKey.derive(self._seed, uid, Role.OPERATOR)
+        verifier = Verifier.from_text(operator.public_text())
+        gate = SignalGate(run_uid=uid, attempt=trainer.attempt, verifier=verifier)
+        known = self._pods[name] = _Pod(raw, ip, trainer, gate)
         await self._refresh_mount(known)
         if self._serve:
             await self._serve_reports(known)
@@ -200,39 +215,59 @@ class SimulatedNode:
     async def _terminate(self, name: str, uid: str) -> None:
         known = self._pods.get(name)
         if known is not None and not known.ending:
-            known.ending = True
             if known.task is not None:
                 known.task.cancel()
+            known.trainer.drain()
+            await self.end_container(name, 143, "")
         try:
             await self.api.delete(PODS, name, namespace=self.namespace, uid=uid, grace_seconds=0)
         except NotFound:
             return
+
+    def _vanish(self, known: _Pod | None) -> None:
+        """Deleted without grace: SIGKILL, and nobody is left to say so."""
+        if known is not None and not known.ending:
+            known.ending = True
+            if known.task is not None:
+                known.task.cancel()
 
     async def _refresh_mount(self, known: _Pod) -> None:
         name = labels.emergency_config_map_name(known.trainer.run_name)
         found = await self.api.get(CONFIG_MAPS, name, namespace=self.namespace)
         text = (found.get("data") or {}).get("signal")
         if text:
-            self._receive(known, BusEnvelope.FromString(base64.b64decode(text)))
+            self._receive(known, BusEnvelope.FromString(base64.b64decode(text)), "configmap")
 
     async def _patch_status(self, name: str, body: Object) -> None:
+        """However long it takes: a kubelet does not forget what became of its containers."""
         path = Resource("", "v1", "pods", "Pod")
-        await self.api.patch(path, f"{name}/status", namespace=self.namespace, body=body)
+        while True:
+            try:
+                await self.api.patch(path, f"{name}/status", namespace=self.namespace, body=body)
+            except NotFound:
+                return
+            except KubeError:
+                await asyncio.sleep(0.2)
+            else:
+                return
 
     # --- weatherlight ---
 
-    def _receive(self, known: _Pod, envelope: BusEnvelope) -> None:
-        signal = EmergencySignal.FromString(envelope.payload)
-        if known.signal is None or (signal.term, signal.seq) > (known.signal.term, known.signal.seq):
-            known.signal = signal
-            self.signals_seen.append(signal)
+    def _receive(self, known: _Pod, envelope: BusEnvelope, leg: str) -> None:
+        match known.gate.judge(envelope.SerializeToString(), leg, time.monotonic_ns()):
+            case Accepted():
+                signal = EmergencySignal.FromString(envelope.payload)
+                known.accepted.append(signal)
+                self.signals_seen.append(signal)
+            case Rejected(reason) if reason is not SignalRejection.WRONG_ATTEMPT and not known.ending:
+                known.trainer.rejected(reason, leg)
 
     async def _listen(self, known: _Pod, uid: str) -> None:
         assert self._oona is not None
         async for entry in self._oona.signals(uid):
             envelope = entry.envelope()
             if envelope is not None:
-                self._receive(known, envelope)
+                self._receive(known, envelope, "redis")
 
     async def _publish(self) -> None:
         assert self._oona is not None

@@ -35,6 +35,7 @@ class Training:
     """Made so far, saved or not."""
     saved_step: int = 0
     rollbacks: int = 0
+    rejected_signals: int = 0
     incarnations: dict[int, int] = field(default_factory=dict)
     fired: bool = False
 
@@ -142,6 +143,17 @@ class Trainer:
         self.move(RuntimePhase.RUNTIME_PHASE_HALTED, "Halted")
         return 75
 
+    def drain(self) -> None:
+        """SIGTERM: saves."""
+        self.training.saved_step = self.step
+        self.move(RuntimePhase.RUNTIME_PHASE_STOPPING, "Drained")
+
+    def rejected(self, reason: str, leg: str) -> None:
+        """Weatherlight has ignored a signal."""
+        self.training.rejected_signals += 1
+        message = f"an emergency signal that came by {leg} was ignored: {reason}"
+        self.report(notice=report_pb2.Notice(reason="SignalRejected", message=message, warning=True))
+
     def signal(self) -> EmergencySignal | None:
         """The newest that weatherlight would have, by whichever leg."""
         return self.host.signal(self.pod)
@@ -176,6 +188,7 @@ class Trainer:
             report_pb2.Progress(step=self.step, total_steps=self.training.total_steps, loss=1.0 / (1 + self.step))
         )
         report.counters.rollbacks = self.training.rollbacks
+        report.counters.rejected_signals = self.training.rejected_signals
         report.checkpoint.latest_step = self.training.saved_step
         report.checkpoint.latest_verified_step = self.training.saved_step
         if event:

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from esper_leyline.labels import EMERGENCY_CONFIG_MAP, FIELD_MANAGER
+from esper_leyline.reasons import RunReason
 
 from esper_operator import observe
 from esper_operator.apply import Applier
 from esper_operator.kube.api import CONFIG_MAPS, JOBS, PODS, FencedApi, KubeApi, Object, Resource
-from esper_operator.kube.events import EventPoster
+from esper_operator.kube.events import EventPoster, Subject
 from esper_operator.kube.informer import Informer
 from esper_operator.metrics import Metrics
-from esper_operator.model import Job, Pod, RunKey, Settings
+from esper_operator.model import EventRecord, Job, Pod, RunKey, Settings
 from esper_operator.queue import WorkQueue
 from esper_operator.reports import Intake
 from esper_operator.runs import RunCache
@@ -118,13 +119,6 @@ def assemble(
     fenced = FencedApi(api, leadership.held)
     queue: WorkQueue[RunKey] = WorkQueue()
     pace = ProgressPace(clock.monotonic)
-    intake = _intake(settings, clock, metrics, queue, pace)
-    signals = _signals(fenced, settings, clock, metrics, leadership, publish)
-    jobs = _owned(api, JOBS, observe.job, namespaces, queue, metrics)
-    pods = _owned(api, PODS, observe.pod, namespaces, queue, metrics)
-    applier = Applier(fenced, signals, on_job=jobs.learn)
-    runs = _runs(settings, queue, pace, intake, signals, applier, clock)
-    broadcasts = _broadcasts(api, own_namespace, emergency_config_map, runs, queue, metrics)
     events = EventPoster(
         fenced,
         instance=instance,
@@ -132,6 +126,19 @@ def assemble(
         monotonic=clock.monotonic,
         on_outcome=lambda outcome: metrics.count("esper_events_total", outcome),
     )
+
+    def on_forged(key: RunKey, reason: str) -> None:
+        run = runs.get(key)
+        if run is not None and leadership.held():
+            events.post(Subject.of(run), _forged(reason), moment="")
+
+    intake = _intake(settings, clock, metrics, queue, pace, on_forged)
+    signals = _signals(fenced, settings, clock, metrics, leadership, publish)
+    jobs = _owned(api, JOBS, observe.job, namespaces, queue, metrics)
+    pods = _owned(api, PODS, observe.pod, namespaces, queue, metrics)
+    applier = Applier(fenced, signals, on_job=jobs.learn)
+    runs = _runs(settings, queue, pace, intake, signals, applier, clock)
+    broadcasts = _broadcasts(api, own_namespace, emergency_config_map, runs, queue, metrics)
     reconciler = Reconciler(
         api=fenced,
         settings=settings,
@@ -151,7 +158,14 @@ def assemble(
     return Operator(reconciler=reconciler, workers=Workers(reconciler, count=workers), reads=api, namespaces=namespaces)
 
 
-def _intake(settings: Settings, clock: Clock, metrics: Metrics, queue: WorkQueue[RunKey], pace: ProgressPace) -> Intake:
+def _intake(
+    settings: Settings,
+    clock: Clock,
+    metrics: Metrics,
+    queue: WorkQueue[RunKey],
+    pace: ProgressPace,
+    on_forged: Callable[[RunKey, str], None],
+) -> Intake:
     def on_report(key: RunKey, urgent: bool) -> None:
         queue.add_after(key, 0.0 if urgent else pace.due_in_s(key))
 
@@ -161,7 +175,14 @@ def _intake(settings: Settings, clock: Clock, metrics: Metrics, queue: WorkQueue
         monotonic=clock.monotonic,
         on_report=on_report,
         on_outcome=lambda way, outcome: metrics.count("esper_reports_total", way, outcome),
+        on_forged=on_forged,
     )
+
+
+def _forged(reason: str) -> EventRecord:
+    """Always the same words: one Event however often it happens."""
+    message = f"a report in the name of this run was ignored: {reason}; find out who else can write to Redis"
+    return EventRecord(reason=RunReason.REPORT_REJECTED, message=message, warning=True)
 
 
 def _signals(

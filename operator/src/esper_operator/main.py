@@ -10,22 +10,21 @@ import os
 import signal
 import socket
 import sys
-import uuid
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from esper_leyline.oona import Oona
+from esper_leyline.oona import REPORTS, Oona, OonaUnavailable
 from kubernetes.aio.config import ConfigException
 
 from esper_operator import keys
 from esper_operator.assembly import Leadership, Operator, assemble
-from esper_operator.http import application, at_most, serve
+from esper_operator.http import Check, application, at_most, serve
 from esper_operator.kube.client import Credentials, RestApi
-from esper_operator.kube.errors import KubeError
-from esper_operator.kube.lease import Elector, LeaseThread
+from esper_operator.kube.errors import KubeError, Throttled, Transient
+from esper_operator.kube.lease import Elector, LeaseThread, identity_in
 from esper_operator.logs import configure
 from esper_operator.metrics import Metrics
 from esper_operator.pull import HttpFetch, Puller, connections
@@ -41,7 +40,10 @@ MAX_SILENCE_S, MAX_QUEUE_AGE_S, MAX_WORK_S, MAX_LAG_S = 180.0, 120.0, 300.0, 5.0
 MONITOR_S = 0.5
 PHASES_EVERY = 10
 SEED_RETRY_S = 2.0
-MAX_START_FAILURES = 15
+CATCH_UP_S = 10.0
+"""For the reports in Redis: the stream is full with 10,000, which take about 2 s."""
+MAX_REFUSALS = 15
+"""Of the seed Secret at the start, in a row: rights may come a little later than the process, but not much."""
 
 
 @dataclass(slots=True)
@@ -59,7 +61,10 @@ class Process:
         self._metrics = Metrics()
         self._lag = Lag()
         self._stop = asyncio.Event()
-        self._identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:12]}"
+        self._pod = os.environ.get("POD_NAME", "")
+        self._identity = identity_in(self._pod or socket.gethostname())
+        self._live_checks: dict[str, Check] = {"loop": at_most(lambda: self._lag.seconds, MAX_LAG_S, "lag")}
+        self._ready_checks: dict[str, Check] = {"caches": lambda: "not filled yet"}
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -68,12 +73,14 @@ class Process:
         async with AsyncExitStack() as stack:
             api = RestApi(await Credentials.load(), on_request=self._metrics.request)
             stack.push_async_callback(api.close)
+            await self._serve(stack)
             oona = await self._oona(stack)
             lease = LeaseThread(self._elector)
             operator = await self._operator(api, oona, lease)
             if operator is None:
                 return OK if self._stop.is_set() else UNUSABLE
-            await self._serve(stack, operator, lease, oona)
+            self._check(operator, lease)
+            self._gauges(operator, lease, oona)
             return await self._live(stack, operator, lease, oona)
 
     # --- putting it together ---
@@ -90,6 +97,7 @@ class Process:
             namespace=self._settings.namespace,
             name=self._settings.lease_name,
             identity=self._identity,
+            pod=self._pod,
             on_acquired=on_acquired,
         )
         return elector, api.close
@@ -112,37 +120,43 @@ class Process:
         )
 
     async def _seed(self, api: RestApi) -> bytes | None:
-        for _ in range(MAX_START_FAILURES):
+        """Waits for an API server that is away however long: a process that ends would be started ever later."""
+        refusals = 0
+        while refusals < MAX_REFUSALS:
             try:
                 return await keys.load_or_make(api, namespace=self._settings.namespace, name=self._settings.seed_secret)
             except KubeError as error:
                 logger.warning("the seed Secret cannot be read yet: %s", error)
+                refusals = 0 if isinstance(error, Transient | Throttled) else refusals + 1
             try:
                 async with asyncio.timeout(SEED_RETRY_S):
                     await self._stop.wait()
                 return None
             except TimeoutError:
                 continue
-        logger.error("the API server could not be used; giving up")
+        logger.error("the API server does not let this process read its seed Secret; giving up")
         return None
 
-    async def _serve(self, stack: AsyncExitStack, operator: Operator, lease: LeaseThread, oona: Oona | None) -> None:
+    # --- what others ask ---
+
+    async def _serve(self, stack: AsyncExitStack) -> None:
+        """From the start, so that waiting for the API server does not look like being dead."""
+        if self._settings.http_port:
+            app = application(live=self._live_checks, ready=self._ready_checks, registry=self._metrics.registry)
+            runner = await serve(app, self._settings.http_port)
+            stack.push_async_callback(runner.cleanup)
+
+    def _check(self, operator: Operator, lease: LeaseThread) -> None:
         queue = operator.queue
-        live = {
+        self._live_checks |= {
             f"{informer.kind} informer": at_most(lambda i=informer: i.silent_s, MAX_SILENCE_S, "silent for")  # type: ignore[misc]
             for informer in operator.informers
         }
-        live |= {
+        self._live_checks |= {
             "queue": at_most(lambda: queue.oldest_s() if lease.held else 0.0, MAX_QUEUE_AGE_S, "oldest key waits"),
             "workers": at_most(queue.longest_work_s, MAX_WORK_S, "longest reconcile"),
-            "loop": at_most(lambda: self._lag.seconds, MAX_LAG_S, "lag"),
         }
-        ready = {"caches": lambda: "" if operator.warm else "not filled yet"}
-        self._gauges(operator, lease, oona)
-        if self._settings.http_port:
-            app = application(live=live, ready=ready, registry=self._metrics.registry)
-            runner = await serve(app, self._settings.http_port)
-            stack.push_async_callback(runner.cleanup)
+        self._ready_checks["caches"] = lambda: "" if operator.warm else "not filled yet"
 
     def _gauges(self, operator: Operator, lease: LeaseThread, oona: Oona | None) -> None:
         follow, queue = self._metrics.follow, operator.queue
@@ -164,7 +178,7 @@ class Process:
         loop = asyncio.get_running_loop()
         kopf = KopfThread(RunFeed(loop, operator.runs.put, operator.runs.drop), self._settings.watch_namespaces)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connections()))
-        workers = asyncio.create_task(self._lead(operator, lease), name="workers")
+        workers = asyncio.create_task(self._lead(operator, lease, oona), name="workers")
         roots = [workers, *self._roots(operator, lease, oona, session)]
         lease.start()
         kopf.start()
@@ -217,11 +231,23 @@ class Process:
                 logger.critical("%s has ended; so must the process", name, exc_info=end.exception())
         return FAILED
 
-    async def _lead(self, operator: Operator, lease: LeaseThread) -> None:
+    async def _lead(self, operator: Operator, lease: LeaseThread, oona: Oona | None) -> None:
         await operator.wait_warm()
         await lease.acquired.wait()
+        if oona is not None:
+            await self._catch_up(operator, oona)
         logger.info("reconciling %d runs", len(operator.runs))
         await operator.workers.run()
+
+    async def _catch_up(self, operator: Operator, oona: Oona) -> None:
+        """Reads what Redis already holds: a pod that has ended meanwhile must not be judged before its reports."""
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                newest = await oona.last(REPORTS)
+                if newest is not None:
+                    await operator.intake.wait_read(newest)
+        except (OonaUnavailable, TimeoutError) as error:
+            logger.warning("the reports in Redis are not read yet: %s", str(error) or "it takes too long")
 
     async def _wind_down(self, operator: Operator, workers: asyncio.Task[None]) -> None:
         """Lets reconciles under way end, and Events go out."""

@@ -31,6 +31,7 @@ YIELD_EVERY = 32
 """Reports verified before other tasks get their turn; about 5 ms."""
 URGENT = frozenset({"transition", "recovery", "ack", "failure", "completion", "notice"})
 
+BEGIN = (0, 0)
 Place = tuple[int, int]
 """(attempt, seq): order of a run's reports."""
 
@@ -48,6 +49,7 @@ class _Inbox:
     bus_at: dict[int, float] = field(default_factory=dict)
     """By rank: when Redis last delivered."""
     cursor: Place | None = None
+    forged: int = 0
 
 
 class Intake:
@@ -59,15 +61,20 @@ class Intake:
         monotonic: Callable[[], float],
         on_report: Callable[[RunKey, bool], None],
         on_outcome: Callable[[str, str], None] | None = None,
+        on_forged: Callable[[RunKey, str], None] | None = None,
     ) -> None:
-        """`on_report(run, urgent)` wakes the reconciler; `on_outcome(way, outcome)` counts."""
+        """`on_report(run, urgent)` wakes the reconciler; `on_outcome(way, outcome)` counts; `on_forged(run, reason)`
+        tells people."""
         self._seed = seed
         self._generations = tuple(g for g in (generation, generation - 1) if g >= 1)
         self._monotonic = monotonic
         self._on_report = on_report
         self._count = on_outcome or (lambda _way, _outcome: None)
+        self._on_forged = on_forged or (lambda _key, _reason: None)
         self._inboxes: dict[str, _Inbox] = {}
         self._strangers: OrderedDict[str, deque[tuple[BusEnvelope, str]]] = OrderedDict()
+        self._position = BEGIN
+        self._moved = asyncio.Event()
 
     # --- what the rest of the operator asks and says ---
 
@@ -130,11 +137,19 @@ class Intake:
             envelope = entry.envelope()
             if envelope is None:
                 self._count("bus", "malformed")
-                continue
-            self.accept(envelope, way="bus")
+            else:
+                self.accept(envelope, way="bus")
+            self._position = entry.order
+            self._moved.set()
             taken += 1
             if taken % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
+
+    async def wait_read(self, entry: Entry) -> None:
+        """Returns when `read` has come to that entry."""
+        while self._position < entry.order:
+            self._moved.clear()
+            await self._moved.wait()
 
     def accept(self, envelope: BusEnvelope, *, way: str) -> str:
         """Takes one report in; says what became of it: accepted, repeated, unknown, malformed or forged."""
@@ -162,7 +177,7 @@ class Intake:
         try:
             inbox.verifier.check_envelope(envelope)
         except SignatureError as error:
-            logger.warning("a report of %s does not count: %s", inbox.key, error.reason)
+            self._forged(inbox, error.reason)
             return "forged"
         self._hear(inbox, report, way)
         if _place(report) == done or _known(inbox.pending, report):
@@ -170,6 +185,12 @@ class Intake:
         self._insert(inbox, report)
         self._on_report(inbox.key, report.WhichOneof("event") in URGENT)
         return "accepted"
+
+    def _forged(self, inbox: _Inbox, reason: str) -> None:
+        inbox.forged += 1
+        if inbox.forged.bit_count() == 1:  # the 1st, 2nd, 4th, ...: a flood must not fill the log
+            logger.warning("a report of %s does not count: %s; %d so far", inbox.key, reason, inbox.forged)
+            self._on_forged(inbox.key, reason)
 
     def _hear(self, inbox: _Inbox, report: RunReport, way: str) -> None:
         now = self._monotonic()

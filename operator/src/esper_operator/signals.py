@@ -2,13 +2,15 @@
 
 The number of a signal is the last one in ConfigMap `<run>-emergency` plus one, written with that ConfigMap's resource
 version; its id is derived from the number it follows. So a signal that is sent again after a crash or a lost answer
-is the same signal, not a second one.
+is the same signal, not a second one. A ConfigMap that somebody deleted or emptied is made again, and numbers go on from
+what this process or the run's status remembers.
 """
 
 import asyncio
 import base64
 import hashlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,16 +25,19 @@ from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.common_pb2 import BusMessageType, MessagePriority
 from esper_leyline.v1.emergency_pb2 import EmergencyLevel, EmergencyMode, EmergencySignal, EmergencySource
 
-from esper_operator.kube.api import CONFIG_MAPS, PODS, KubeApi
-from esper_operator.kube.errors import Conflict, KubeError, NotFound
+from esper_operator.build.config import emergency as empty_ledger
+from esper_operator.kube.api import CONFIG_MAPS, PODS, KubeApi, Object
+from esper_operator.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from esper_operator.model import Pod, Run, SignalOrder, SignalRecord
 from esper_operator.observe import signal_record
+from esper_operator.observe.halting import in_force
 
 logger = logging.getLogger(__name__)
 
 BUS_PATIENCE_S = 0.25
 MAX_REASON_BYTES = 256
 CONFLICT_RETRIES = 3
+_SIGNAL_ID = re.compile("[0-9a-f]{32}")
 
 Publish = Callable[[str, BusEnvelope], Awaitable[Outcome]]
 """(run UID, envelope); never raises for any state of Redis."""
@@ -56,6 +61,7 @@ class _Ledger:
 
     record: SignalRecord | None
     version: str
+    """Of the ConfigMap; empty when there is none."""
 
 
 class Signals:
@@ -81,6 +87,8 @@ class Signals:
         self._publish = publish
         self._on_leg = on_leg or (lambda _leg, _outcome, _seconds: None)
         self._ledgers: dict[str, _Ledger] = {}
+        self._newest: dict[str, SignalRecord] = {}
+        """Outlives a ledger that has to be read again."""
         self._touched: dict[str, tuple[int, int]] = {}
         self._sending: set[asyncio.Task[None]] = set()
         """By Redis; kept here, because the loop itself holds tasks only weakly."""
@@ -91,6 +99,7 @@ class Signals:
 
     def forget(self, uid: str) -> None:
         self._ledgers.pop(uid, None)
+        self._newest.pop(uid, None)
         self._touched.pop(uid, None)
 
     async def finish(self, run: Run, pods: Sequence[Pod]) -> None:
@@ -114,8 +123,7 @@ class Signals:
             bus = self._start(self._by_bus(run, envelope))
             try:
                 await self._by_config_map(run, record, envelope, ledger)
-            except Conflict:
-                self._ledgers.pop(run.uid, None)
+            except (Conflict, AlreadyExists):
                 continue
             finally:
                 await asyncio.wait((bus,), timeout=BUS_PATIENCE_S)
@@ -137,11 +145,32 @@ class Signals:
         try:
             found = await self._api.get(CONFIG_MAPS, name, namespace=run.key.namespace)
         except NotFound:
-            return _Ledger(None, "")  # not made yet; not remembered, because it soon will be
+            return _Ledger(self._remembered(run), "")  # not kept: it is soon made, or made by the next signal
         key = SigningKey.derive(self._seed, run.uid, Role.OPERATOR, self._generation)
-        record = signal_record(found, Verifier.from_text(key.public_text()))
-        ledger = self._ledgers[run.uid] = _Ledger(record, found["metadata"]["resourceVersion"])
+        record = signal_record(found, Verifier.from_text(key.public_text())) or self._remembered(run)
+        return self._keep(run, record, found)
+
+    def _keep(self, run: Run, record: SignalRecord | None, stored: Object) -> _Ledger:
+        ledger = self._ledgers[run.uid] = _Ledger(record, stored["metadata"]["resourceVersion"])
+        if record is not None:
+            self._newest[run.uid] = record
         return ledger
+
+    def _remembered(self, run: Run) -> SignalRecord | None:
+        """What was sent last although the ConfigMap does not say so. A number from before this leadership does not
+        matter, since its term was lower."""
+        halt = in_force(run.status)
+        if run.uid in self._newest or halt is None or not _SIGNAL_ID.fullmatch(halt.id):
+            return self._newest.get(run.uid)
+        return SignalRecord(
+            term=0,
+            seq=0,
+            signal_id=halt.id,
+            mode=halt.mode,
+            source=halt.source,
+            attempt=run.status.attempt,
+            clear=False,
+        )
 
     def _next(self, run: Run, order: SignalOrder, ledger: _Ledger) -> SignalRecord:
         last = ledger.record
@@ -193,20 +222,29 @@ class Signals:
 
     async def _by_config_map(self, run: Run, record: SignalRecord, envelope: BusEnvelope, ledger: _Ledger) -> None:
         started = self._monotonic()
-        metadata: dict[str, object] = {"annotations": {SIGNAL: f"{record.term}.{record.seq}"}}
-        if ledger.version:
-            metadata["resourceVersion"] = ledger.version
-        encoded = base64.b64encode(envelope.SerializeToString()).decode()
-        body = {"metadata": metadata, "data": {EMERGENCY_SIGNAL: encoded}}
-        name = emergency_config_map_name(run.key.name)
         try:
-            stored = await self._api.patch(CONFIG_MAPS, name, namespace=run.key.namespace, body=body)
+            stored = await self._store(run, record, envelope, ledger)
         except KubeError as error:
             self._ledgers.pop(run.uid, None)  # an answer may have been lost: read again before the next try
             self._on_leg("configmap", type(error).__name__, self._monotonic() - started)
             raise
-        self._ledgers[run.uid] = _Ledger(record, stored["metadata"]["resourceVersion"])
+        self._keep(run, record, stored)
         self._on_leg("configmap", "written", self._monotonic() - started)
+
+    async def _store(self, run: Run, record: SignalRecord, envelope: BusEnvelope, ledger: _Ledger) -> Object:
+        encoded = base64.b64encode(envelope.SerializeToString()).decode()
+        annotations = {SIGNAL: f"{record.term}.{record.seq}"}
+        data = {EMERGENCY_SIGNAL: encoded}
+        if ledger.version:
+            body = {"metadata": {"annotations": annotations, "resourceVersion": ledger.version}, "data": data}
+            name = emergency_config_map_name(run.key.name)
+            try:
+                return await self._api.patch(CONFIG_MAPS, name, namespace=run.key.namespace, body=body)
+            except NotFound:
+                logger.warning("%s: ConfigMap %s was deleted; it is made again", run.key, name)
+        manifest = empty_ledger(run).manifest
+        metadata = {**manifest["metadata"], "annotations": annotations}
+        return await self._api.create(CONFIG_MAPS, {**manifest, "metadata": metadata, "data": data})
 
     async def _touch_all(self, run: Run, record: SignalRecord, pods: Sequence[Pod]) -> None:
         touched = await asyncio.gather(*(self._touch(pod, f"{record.term}.{record.seq}") for pod in pods))

@@ -57,6 +57,8 @@ class RunReason(StrEnum):
     FAULT_INJECTED = "FaultInjected"
     COMMAND_REJECTED = "CommandRejected"
     SIGNAL_REJECTED = "SignalRejected"
+    REPORT_REJECTED = "ReportRejected"
+    """A report that claims to come from the run is not signed by it."""
     CONFIG_CHANGED = "ConfigChanged"
     LEARNING_RATE_SCALED = "LearningRateScaled"
 

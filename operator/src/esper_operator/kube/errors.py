@@ -12,6 +12,7 @@ KubeError
  └─ NotLeader       this process no longer holds the Lease; nothing was sent
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,7 +75,7 @@ def from_status(code: int, status: Mapping[str, Any], retry_after: str | None = 
     wait_s = _wait_s(status, retry_after)
     if code == 429 or (code >= 500 and wait_s is not None):
         return Throttled(message, retry_after_s=wait_s or DEFAULT_RETRY_AFTER_S, code=code, reason=reason)
-    if code >= 500:
+    if code >= 500 or code == 408:
         return Transient(message, code=code, reason=reason)
     if code == 409 and reason == "AlreadyExists":
         return AlreadyExists(message, code=code, reason=reason)
@@ -86,6 +87,7 @@ def _wait_s(status: Mapping[str, Any], header: str | None) -> float | None:
     details = status.get("details")
     value = header or (details.get("retryAfterSeconds") if isinstance(details, Mapping) else None)
     try:
-        return min(max(float(value), 0.0), MAX_RETRY_AFTER_S) if value else None
+        seconds = float(value) if value else math.nan
     except (TypeError, ValueError):
         return None  # an HTTP date or nonsense: the default pause
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER_S)

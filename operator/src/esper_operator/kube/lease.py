@@ -5,6 +5,9 @@ for people. We may write for RENEW_DEADLINE_S after the start of our last renewa
 they saw it, so there are five seconds in which nobody may. Losing the Lease ends the process: a leader never becomes
 a standby again. `LeaseThread` renews from a thread with a loop and a client of its own, so that a busy main loop does
 not cost the leadership.
+
+A container that is restarted in its pod finds the Lease held by the container before it. That one is dead, since a pod
+runs one at a time, so the Lease is taken over without waiting.
 """
 
 import asyncio
@@ -12,6 +15,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +28,12 @@ logger = logging.getLogger(__name__)
 LEASE_DURATION_S = 15.0
 RENEW_DEADLINE_S = 10.0
 RETRY_PERIOD_S = 2.0
+SEPARATOR = "_"
+
+
+def identity_in(pod: str) -> str:
+    """A holder's identity: where it runs, and what tells it apart from the container before it."""
+    return f"{pod}{SEPARATOR}{uuid.uuid4().hex[:12]}"
 
 
 @dataclass(slots=True)
@@ -48,14 +58,17 @@ class Elector:
         name: str,
         identity: str,
         on_acquired: Callable[[], None],
+        pod: str = "",
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`pod`: name of the pod that this process is the only one to run in; `identity` must be of `identity_in`."""
         self._api = api
         self._namespace = namespace
         self._name = name
         self._identity = identity
         self._on_acquired = on_acquired
+        self._pod = pod
         self._monotonic = monotonic
         self._sleep = sleep
         self._seen: _Seen | None = None
@@ -120,7 +133,7 @@ class Elector:
         """One attempt to become the holder; False while another one is, or was quicker."""
         try:
             seen = self._look(await self._api.get(LEASES, self._name, namespace=self._namespace), now)
-            if seen.holder not in ("", self._identity) and now < seen.at + seen.duration_s:
+            if not self._free(seen, now):
                 return False
             term = seen.transitions + 1
             self._look(await self._patch(self._record(term), seen.version), now)
@@ -134,6 +147,11 @@ class Elector:
             return False
         self.term = term
         return True
+
+    def _free(self, seen: _Seen, now: float) -> bool:
+        """Nobody holds it, its holder is dead, or has not renewed it in time."""
+        predecessor = bool(self._pod) and seen.holder.rpartition(SEPARATOR)[0] == self._pod
+        return seen.holder in ("", self._identity) or predecessor or now >= seen.at + seen.duration_s
 
     async def _renew(self, now: float) -> bool:
         """False when the Lease is not ours any more. A record that somebody else merely touched is read again."""

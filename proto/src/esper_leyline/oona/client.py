@@ -65,6 +65,11 @@ class Entry:
     """Place in the stream; empty when it came by a channel."""
     raw: bytes
 
+    @property
+    def order(self) -> tuple[int, int]:
+        """Its id as numbers: greater is newer. Not for an entry that came by a channel."""
+        return _order(self.id)
+
     def envelope(self) -> BusEnvelope | None:
         """None when the bytes are no envelope, or too many."""
         if not 0 < len(self.raw) <= MAX_ENTRY_BYTES:
