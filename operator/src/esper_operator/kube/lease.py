@@ -252,7 +252,8 @@ class LeaseThread:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._elect())
-        except Exception as error:  # broad: whatever ends this thread ends the process, in the main loop
+        except Exception as error:  # broad: whatever ends this thread is handed to the main loop and ends the process
+            logger.exception("the Lease's thread ended with an error")
             self._main.call_soon_threadsafe(self._fail, error)
         finally:
             self._loop.close()
