@@ -128,6 +128,8 @@ def phase_of(runtime: RuntimePhase, at: Phase | None, *, stopping: bool) -> Phas
             return Phase.RESTARTING
         return Phase.STARTING if at in (None, Phase.PENDING, Phase.QUEUED) else None
     to = _PLAIN.get(runtime)
+    if stopping and runtime == RuntimePhase.RUNTIME_PHASE_STOPPING and at not in _STANDING:
+        return Phase.HALTING  # drained because somebody said stop, which no status says yet
     if to is Phase.HALTING and at is Phase.HALTED:
         return None
     if stopping and at in _STANDING and to not in (Phase.HALTING, Phase.HALTED):
