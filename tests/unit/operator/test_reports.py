@@ -11,7 +11,7 @@ from esper_leyline.v1.report_pb2 import Notice, RunReport, Transition
 from esper_operator import reports
 from esper_operator.model import RunKey
 from esper_operator.reports import Intake
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SEED = bytes(range(32))
@@ -152,6 +152,7 @@ def test_ages_tell_the_run_from_the_bus() -> None:
     assert bench.intake.last_seq(UID, 2, 0) == 0
 
 
+@settings(deadline=None)
 @given(st.permutations(list(range(1, 13))), st.sets(st.integers(1, 12)))
 def test_the_order_of_arrival_does_not_matter(order: list[int], events: set[int]) -> None:
     bench = Bench()
