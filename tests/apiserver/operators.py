@@ -83,6 +83,9 @@ class OperatorProcess:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 return str(answer.read().decode())
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return str(refusal.read().decode())
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return ""
 
@@ -127,7 +130,13 @@ class Cluster:
 
     async def leading_operator(self, name: str = "one", **settings: str) -> OperatorProcess:
         operator = self.start_operator(name, **settings)
-        await until(lambda: operator.said("reconciling"), DEADLINE_S, f"operator {name} leads")
+        await self.until(lambda: operator.said("reconciling"), f"operator {name} leads")
+        return operator
+
+    async def standby(self, name: str) -> OperatorProcess:
+        """Another one that is ready and waits for the Lease."""
+        operator = self.start_operator(name)
+        await self.until(lambda: "caches: ok" in operator.get("/readyz"), f"operator {name} is ready")
         return operator
 
     def path(self, run: str = "", subresource: str = "") -> str:
@@ -181,6 +190,10 @@ class Cluster:
             lambda: self.node.pod_names(run) and self.node.training(run).step >= least, f"step {least} of {run}"
         )
 
+    async def trains(self, run: str, attempt: int) -> None:
+        """Waits for a step of that attempt's own."""
+        await self.until(lambda: self.node.steps_of(run, attempt), f"a step of attempt {attempt} of {run}")
+
     async def until(self, check: Callable[[], Any], what: str) -> None:
         """Polls; at the deadline the operators' logs are in the error."""
         try:
@@ -228,6 +241,12 @@ class Cluster:
         except AssertionError as error:
             raise AssertionError(f"{error}; status: {last}\n{self._logs()}") from None
         return last
+
+    def first_status_write_s(self, since: int) -> float:
+        """From the first request that the API server took after that mark to the operator's first status write."""
+        first = moment(self.plane.audit()[since]["requestReceivedTimestamp"])
+        write = next(e for e in self._written(since) if e["objectRef"].get("subresource") == "status")
+        return (moment(write["stageTimestamp"]) - first).total_seconds()
 
     def writes(self, since: int = 0) -> list[tuple[str, str, int]]:
         """(verb, resource/subresource, code) of every write of the operator in this namespace but the Lease's."""

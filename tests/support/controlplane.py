@@ -69,6 +69,7 @@ class ControlPlane:
     url: str
     token: str
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    commands: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def kubeconfig(self) -> Path:
@@ -138,6 +139,18 @@ class ControlPlane:
             return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
         wait_until(lambda: established() and self.request("GET", served).ok, f"{name} to be served")
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """The API server is dead meanwhile: connections are reset, then refused. etcd keeps everything."""
+        name = "kube-apiserver"
+        self.processes[name].kill()
+        self.processes[name].wait()
+        try:
+            yield
+        finally:
+            _start(self, name)
+            _await(self, name, lambda: _answers(self, "/readyz"))
 
     def audit(self) -> list[dict[str, Any]]:
         """Every request so far: verb, objectRef, user, userAgent, responseStatus, ..."""
@@ -268,9 +281,14 @@ def _manager_options(plane: ControlPlane, port: int) -> list[str]:
 
 
 def _spawn(plane: ControlPlane, program: Path, options: list[str]) -> None:
-    with (plane.directory / f"{program.name}.log").open("wb") as log:
-        plane.processes[program.name] = subprocess.Popen(
-            [str(program), *options], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+    plane.commands[program.name] = [str(program), *options]
+    _start(plane, program.name)
+
+
+def _start(plane: ControlPlane, name: str) -> None:
+    with (plane.directory / f"{name}.log").open("ab") as log:
+        plane.processes[name] = subprocess.Popen(
+            plane.commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
 
 

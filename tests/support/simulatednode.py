@@ -104,6 +104,11 @@ class SimulatedNode:
     def training(self, run: str) -> Training:
         return next(self._trainings[p.trainer.uid] for p in self._pods.values() if p.trainer.run_name == run)
 
+    def steps_of(self, run: str, attempt: int) -> int:
+        """Made by the newest pod of that attempt; 0 when there is none."""
+        trainers = [p.trainer for p in self._pods.values() if (p.trainer.run_name, p.trainer.attempt) == (run, attempt)]
+        return trainers[-1].steps if trainers else 0
+
     def signals_of(self, pod: str) -> list[EmergencySignal]:
         """Those that its weatherlight accepted, in order."""
         return self._pods[pod].accepted

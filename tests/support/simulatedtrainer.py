@@ -71,6 +71,7 @@ class Trainer:
         self.seq = self.incarnation << 32
         self.event_seq = 0
         self.step = self.training.saved_step
+        self.steps = 0
         self.phase = RuntimePhase.RUNTIME_PHASE_STARTING
         self.frozen = False
         self.last_signal = (0, 0)
@@ -85,6 +86,7 @@ class Trainer:
                 return
             if not self.frozen:
                 self.step += 1
+                self.steps += 1
                 self.training.step = self.step
                 self.one_step()
             self.report()
