@@ -13,7 +13,7 @@ setup: ## Install everything into .venv
 
 .PHONY: demo
 demo: setup ## Train, survive a NaN, and show what happened; no cluster needed (about three minutes)
-	@.venv/bin/esper run examples/digits-nan.yaml --fresh --state .esper/demo
+	@.venv/bin/esper run examples/digits-nan.yaml --namespace demo --fresh
 
 .PHONY: test
 test: ## All tests that this machine can run

@@ -207,7 +207,7 @@ async def test_environment_and_volumes_arrive(bench):
     bench.objects.put({"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"k": "text", "other": "x"}})
     pod = bench.pod(
         "import os, json; print(json.dumps(dict(os.environ, shown=open(os.environ['FILE']).read(),"
-        " files=os.listdir('%s/scratch/volumes/conf'))))" % bench.place.scratch.parent,
+        f" files=os.listdir('{bench.place.scratch}/volumes/conf'))))",
         env=[
             {"name": "A", "value": "1"},
             {"name": "B", "value": "$(A)2"},

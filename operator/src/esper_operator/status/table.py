@@ -7,7 +7,7 @@ from esper_leyline.phases import ConditionType, Phase
 from esper_leyline.reasons import RunReason
 
 from esper_operator.api.v1alpha1 import Condition
-from esper_operator.model import Ending, Pod
+from esper_operator.model import Container, Ending, Pod
 from esper_operator.observe.acceptance import problems_of
 from esper_operator.observe.attempt import newest_pods, pod_end, training, training_pods
 from esper_operator.status.bounds import reason, seconds
@@ -111,7 +111,7 @@ def _trouble(draft: Draft, pods: tuple[Pod, ...]) -> Row | None:
     for pod in pods:
         for name in labels.SIDECARS:
             container = pod.container(name)
-            if container is not None and (container.terminated or container.waiting_reason in _BROKEN):
+            if container is not None and _down(container):
                 message = f"container {name} of pod {pod.name} is down; training goes on, the kubelet restarts it"
                 return Row("False", RunReason.SIDECAR_DOWN, message)
     age, limit = draft.seen.report_age_s, draft.seen.run.spec.health.heartbeat_timeout_seconds
@@ -119,6 +119,12 @@ def _trouble(draft: Draft, pods: tuple[Pod, ...]) -> Row | None:
         message = f"no report for more than {limit} s: neither Redis nor the pod's own log answers; training may go on"
         return Row("False", RunReason.NO_REPORTS, message)
     return None
+
+
+def _down(container: Container) -> bool:
+    """It ended, or it was started again and does not answer yet."""
+    broken = container.terminated is not None or container.waiting_reason in _BROKEN
+    return broken or (container.restarts > 0 and not container.ready)
 
 
 def _reported(draft: Draft, old: Condition | None) -> Row:

@@ -45,7 +45,7 @@ def _go_on_here(backend: Backend, name: str) -> int:
     from esper_runtime.cli.run import run_stored
 
     assert isinstance(backend, LocalBackend)
-    return run_stored(backend.find(name))
+    return run_stored(backend.find(name), options=backend.options)
 
 
 def suspend(backend: Backend, name: str, *, wait_s: float) -> None:

@@ -1,19 +1,36 @@
 """A run in progress: a table that stays in place on a terminal, one line per transition anywhere else."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Protocol, Self, TextIO, cast
 
-from esper_runtime.cli.output import COLUMNS, WIDE_COLUMNS, cells, clock_time, find, history_cells
+from esper_leyline.phases import Phase
+
+from esper_runtime.cli.output import (
+    COLUMNS,
+    WIDE_COLUMNS,
+    Unbroken,
+    cells,
+    clock_time,
+    duration,
+    find,
+    history_cells,
+)
 
 Resource = Mapping[str, Any]
+History = Sequence[Mapping[str, Any]]
 
 PROGRESS_EVERY_S = 5.0
 """Least time between two progress lines."""
 RECENT = 8
 """Transitions below the table."""
+SHOWN = (*COLUMNS, *WIDE_COLUMNS[:2])
+"""Columns of the table."""
+EXPENDABLE = ("READY", "AGE", "CHECKPOINT", "EPOCH", "LOSS", "ATTEMPT", "ROLLBACKS", "PROGRESS", "STEP")
+"""Columns that a narrow terminal goes without, the first one first."""
+_GAP = 2
 
 
 class View(Protocol):
@@ -32,19 +49,19 @@ class View(Protocol):
         ...
 
 
-def view(stream: TextIO) -> View:
-    """The table when `stream` is a terminal, else lines."""
-    return Table(stream) if stream.isatty() else Lines(stream)
+def view(stream: TextIO, *, known: History = ()) -> View:
+    """The table when `stream` is a terminal, else lines; those leave out the transitions that are `known`."""
+    unbroken = cast(TextIO, Unbroken(stream))
+    return Table(unbroken) if stream.isatty() else Lines(unbroken, known=known)
 
 
 class Lines:
     """One line per transition, and one for progress every few seconds."""
 
-    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: TextIO, *, known: History = (), clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
-        self._history: list[Mapping[str, Any]] = []
-        self._first = True
+        self._history = list(known)
         self._progress_at = float("-inf")
         self._step: int | None = None
 
@@ -63,45 +80,55 @@ class Lines:
         history = find(resource, "status", "history") or []
         fresh = news(self._history, history)
         self._history = list(history)
-        # What was before this command is shown by `esper status`.
-        for entry in () if self._first and len(history) > len(fresh) else fresh:
+        for entry in fresh:
             self.note(transition_line(entry))
-        self._first = False
         now = self._clock()
         step = find(resource, "status", "progress", "step")
-        if step is not None and step != self._step and now - self._progress_at >= PROGRESS_EVERY_S:
+        if step and step != self._step and now - self._progress_at >= PROGRESS_EVERY_S:
             self._step, self._progress_at = step, now
             self.note(progress_line(resource))
 
 
-def news(before: list[Mapping[str, Any]], after: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def news(before: History, after: History) -> History:
     """Entries of a bounded history that were not there before."""
     for known in range(min(len(before), len(after)), 0, -1):
-        if before[-known:] == after[:known]:
+        if list(before[-known:]) == list(after[:known]):
             return after[known:]
-    return list(after)
+    return after
 
 
 def transition_line(entry: Mapping[str, Any]) -> str:
     time_, from_, to, reason, attempt, step = history_cells(entry)
     change = f"{from_} -> {to}" if from_ else to
-    facts = ", ".join(
-        text for text in (reason, attempt and f"attempt {attempt}", step and f"step {step}") if text
-    )  # fmt: skip
-    return f"{time_}  {change}  ({facts})" if facts else f"{time_}  {change}"
+    facts = [reason, attempt and f"attempt {attempt}", step != "0" and step and f"step {step}"]
+    said = ", ".join(fact for fact in facts if fact)
+    return f"{time_:12}  {change}  ({said})" if said else f"{time_:12}  {change}"
 
 
 def progress_line(resource: Resource) -> str:
-    progress = find(resource, "status", "progress") or {}
-    total = progress.get("totalSteps")
-    parts = [
-        f"epoch {progress.get('epoch', 0)}",
-        f"step {progress.get('step', 0)}" + (f"/{total}" if total else ""),
-        *([f"{progress['percentage']}%"] if progress.get("percentage") is not None else []),
-        *([f"loss {progress['loss']}"] if progress.get("loss") is not None else []),
-    ]
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    return f"{clock_time(at)}  {find(resource, 'status', 'phase') or ''}  {', '.join(parts)}"
+    return f"{clock_time(at):12}  {find(resource, 'status', 'phase') or ''}  {progress(resource)}"
+
+
+def progress(resource: Resource) -> str:
+    """How far training is, in words."""
+    found = find(resource, "status", "progress") or {}
+
+    def of(value: str, total: str) -> str:
+        return f"{found.get(value, 0)}" + (f"/{found[total]}" if found.get(total) else "")
+
+    parts = [f"epoch {of('epoch', 'totalEpochs')}", f"step {of('step', 'totalSteps')}"]
+    if found.get("percentage") is not None:
+        parts[-1] += f" ({found['percentage']}%)"
+    if found.get("loss") is not None:
+        parts.append(f"loss {found['loss']}")
+    parts += [f"{m['name']} {m['value']}" for m in found.get("metrics", ()) if m["name"] not in _SAID_BY_LOSS]
+    if (left := found.get("estimatedRemainingSeconds")) and find(resource, "status", "phase") == Phase.RUNNING:
+        parts.append(f"{duration(left)} left")
+    return ", ".join(parts)
+
+
+_SAID_BY_LOSS = ("train_loss", "validation_loss")
 
 
 class Table:
@@ -139,15 +166,25 @@ class Table:
 
         if self._resource is None:
             return Text("starting ...")
-        row = cells(self._resource, wide=True, now=datetime.now(UTC))
-        grid = RichTable(box=None, pad_edge=False, header_style="bold")
-        shown = [*COLUMNS, *WIDE_COLUMNS[:2]]
+        found = dict(zip(SHOWN, cells(self._resource, wide=True, now=datetime.now(UTC)), strict=False))
+        grid = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+        shown = fitting(found, self._live.console.width)
         for column in shown:
             grid.add_column(column, no_wrap=True)
-        grid.add_row(*(Text(cell, style=_style(column, cell)) for column, cell in zip(shown, row, strict=False)))
+        grid.add_row(*(Text(cell, style=_style(column, cell)) for column, cell in shown.items()))
         history = (find(self._resource, "status", "history") or [])[-RECENT:]
-        lines = [Text("  " + transition_line(entry), style="dim") for entry in history]
-        return Group(grid, *lines)
+        lines = [progress(self._resource), "", *(transition_line(entry) for entry in history)]
+        return Group(grid, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in lines))
+
+
+def fitting(row: Mapping[str, str], width: int) -> dict[str, str]:
+    """The columns of `row` (header -> cell) that have room side by side."""
+    shown = dict(row)
+    for column in EXPENDABLE:
+        if sum(max(len(head), len(cell)) + _GAP for head, cell in shown.items()) - _GAP <= width:
+            break
+        shown.pop(column, None)
+    return shown
 
 
 _STYLES = {

@@ -28,6 +28,11 @@ class LocalBackend:
         self._state = None if state is None else StateDir(state)
         self._root = root
 
+    @property
+    def options(self) -> str:
+        """What the next command about the same run has to be given."""
+        return "" if self._state is None else f" --state {self._state.root}"
+
     def has(self, name: str | None) -> bool:
         """Whether a run of that name, or any run, is here."""
         return any(name in (None, found.root.name) for found in self._all())
@@ -82,8 +87,7 @@ class LocalBackend:
 
     def fetch(self, name: str, destination: Path, *, image: str | None) -> list[Path]:
         state = self.find(name)
-        uid = self._read(state)["metadata"]["uid"]
-        return copy_verified(self._checkpoints(state) / uid / paths.EXPORT_DIR, destination)
+        return copy_verified(export_directory(state, self._read(state)), destination)
 
     def find(self, name: str) -> StateDir:
         """The state of a run by name. NotFound says where was looked."""
@@ -99,12 +103,6 @@ class LocalBackend:
             raise NotFound(f"{name}: no such run below {self._root}/{self._namespace or '*'}")
         return found[0]
 
-    def _checkpoints(self, state: StateDir) -> Path:
-        storage = self._read(state)["spec"]["checkpoint"]["storage"]
-        claim = storage.get("claimName")
-        root = state.checkpoints if claim is None else Objects(state).claim(claim, own="")
-        return root / str(storage.get("subPath", ""))
-
     def _all(self, all_namespaces: bool = False) -> list[StateDir]:
         if self._state is not None:
             return [self._state] if self._state.exists() else []
@@ -116,6 +114,14 @@ class LocalBackend:
             return state.read()
         except LocalError as error:
             raise NotFound(str(error)) from error
+
+
+def export_directory(state: StateDir, resource: Resource) -> Path:
+    """Where the exported model of a run is, once there is one."""
+    storage = resource["spec"]["checkpoint"]["storage"]
+    claim = storage.get("claimName")
+    root = state.checkpoints if claim is None else Objects(state).claim(claim, own="")
+    return root / str(storage.get("subPath", "")) / str(resource["metadata"]["uid"]) / paths.EXPORT_DIR
 
 
 def newest_log(state: StateDir, container: str) -> Path | None:

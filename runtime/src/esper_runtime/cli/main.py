@@ -1,5 +1,6 @@
 """The commands and their options. Everything heavy is imported by the command that needs it."""
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -258,6 +259,16 @@ def main() -> None:
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 
+_ELSEWHERE = "choose another directory with --state"
+_REMEDIES = {
+    errno.ENOSPC: f"free some space, or {_ELSEWHERE}",
+    errno.EDQUOT: f"free some space, or {_ELSEWHERE}",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+}
+
+
 def guarded(call: Callable[[], int | None]) -> int:
     """Runs a command; errors become one message on standard error and an exit code."""
     from typer._click.exceptions import ClickException
@@ -282,6 +293,12 @@ def guarded(call: Callable[[], int | None]) -> int:
         # The reader of our output went away (`esper logs | head`): nothing is left to say.
         sys.stderr.close()
         return CliExit.SUCCEEDED
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        say(f"error: {error.filename or 'output'}: {error.strerror}: {remedy}")
+        return CliExit.ERROR
 
 
 if __name__ == "__main__":

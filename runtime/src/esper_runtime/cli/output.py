@@ -1,11 +1,14 @@
 """How resources are shown: kubectl's columns, JSON, YAML, names. Results go to standard output, all else to stderr."""
 
+import contextlib
+import errno
+import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TextIO
 
 from esper_leyline import labels
 
@@ -27,9 +30,47 @@ COLUMNS = ("NAME", "PHASE", "EPOCH", "STEP", "PROGRESS", "ATTEMPT", "ROLLBACKS",
 WIDE_COLUMNS = ("LOSS", "CHECKPOINT", "RESTARTS", "REASON", "QUEUE")
 
 
+_NOBODY_READS = (errno.EPIPE, errno.EIO)
+"""Errors of writing to a pipe or a terminal whose other end is gone."""
+
+
 def say(text: str) -> None:
     """For people: progress, warnings, errors."""
-    print(text, file=sys.stderr, flush=True)
+    print(text, file=Unbroken(sys.stderr), flush=True)
+
+
+class Unbroken(io.TextIOBase):
+    """A text stream that goes silent when its reader goes away: a closed terminal does not end a training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._tolerant():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._tolerant():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _NOBODY_READS:
+                raise
 
 
 def find(resource: Any, *path: str) -> Any:
@@ -70,7 +111,11 @@ def age(timestamp: str | None, *, now: datetime) -> str:
     """How long ago, in kubectl's words: 45s, 3m20s, 12m, 5h, 9d."""
     if timestamp is None:
         return ""
-    seconds = max(0, int((now - datetime.fromisoformat(timestamp)).total_seconds()))
+    return duration(max(0, int((now - datetime.fromisoformat(timestamp)).total_seconds())))
+
+
+def duration(seconds: int) -> str:
+    """In kubectl's words."""
     if seconds < 120:
         return f"{seconds}s"
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
@@ -119,14 +164,14 @@ def document(value: Any, form: Format) -> str:
     return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)).rstrip("\n")
 
 
-def describe(resource: Resource) -> str:
+def describe(resource: Resource, *, conditions: bool = True) -> str:
     """A run for people: its row, what is the matter, its conditions and its history."""
     status = resource.get("status") or {}
     blocks = [show([resource], Format.WIDE)]
     if facts := _facts(status):
         blocks.append("\n".join(facts))
-    if conditions := status.get("conditions"):
-        rows = [[c["type"], c["status"], c.get("reason", ""), _one_line(c.get("message", ""))] for c in conditions]
+    if conditions and (found := status.get("conditions")):
+        rows = [[c["type"], c["status"], c.get("reason", ""), _one_line(c.get("message", ""))] for c in found]
         blocks.append(table(rows, ("CONDITION", "STATUS", "REASON", "MESSAGE")))
     if history := status.get("history"):
         rows = [history_cells(entry) for entry in history]

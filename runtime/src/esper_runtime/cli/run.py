@@ -1,20 +1,23 @@
 """`esper run` and `esper validate`: manifest in, live view on standard error, exit code out."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from esper_leyline.exitcodes import CliExit
+from esper_leyline.phases import Phase
 
 from esper_runtime.cli.live import View, view
+from esper_runtime.cli.local_backend import export_directory
 from esper_runtime.cli.output import Format, describe, find, say, show
 from esper_runtime.local.manifest import load
 from esper_runtime.local.prepare import Prepared, checked, prepare, prepare_stored
 from esper_runtime.local.state import StateDir
 
-NOT_ISOLATED = "note: here the parts of a run are not isolated from each other, as containers on a cluster are"
+NOT_ISOLATED = "note: the processes of a run are not isolated from each other here; on a cluster they are containers"
 IMAGE_UNUSED = "note: spec.runtime.image is not used on this machine; the installed packages are"
 
 
@@ -49,16 +52,25 @@ def run_manifest(request: RunRequest) -> int:
     state.create()
     with state.runner_lock():
         prepared = prepare(state, documents, request.mounts, fresh=request.fresh)
-        return _run(state, prepared, redis=request.redis, stay_halted=request.stay_halted, output=request.output)
+        return _run(
+            state,
+            prepared,
+            options="" if request.state is None else f" --state {request.state}",
+            redis=request.redis,
+            stay_halted=request.stay_halted,
+            output=request.output,
+        )
 
 
-def run_stored(state: StateDir) -> int:
-    """Goes on with a run as it is stored."""
+def run_stored(state: StateDir, *, options: str = "") -> int:
+    """Goes on with a run as it is stored. `options` are what other commands need to find it."""
     with state.runner_lock():
-        return _run(state, prepare_stored(state), redis=True, stay_halted=False, output=None)
+        return _run(state, prepare_stored(state), options=options, redis=True, stay_halted=False, output=None)
 
 
-def _run(state: StateDir, prepared: Prepared, *, redis: bool, stay_halted: bool, output: Format | None) -> int:
+def _run(
+    state: StateDir, prepared: Prepared, *, options: str, redis: bool, stay_halted: bool, output: Format | None
+) -> int:
     name = prepared.resource["metadata"]["name"]
     if prepared.finished is not None:
         phase = find(prepared.resource, "status", "phase")
@@ -66,44 +78,64 @@ def _run(state: StateDir, prepared: Prepared, *, redis: bool, stay_halted: bool,
         code = prepared.finished
     else:
         _announce(state, prepared)
-        with view(sys.stderr) as shown:
+        with view(sys.stderr, known=find(prepared.resource, "status", "history") or ()) as shown:
             code = _drive(state, prepared, shown, redis=redis, stay_halted=stay_halted)
-        _conclude(state, code)
+        _conclude(state, code, options)
     if output is not None:
         print(show([state.read()], output, single=True), flush=True)
     return code
 
 
 def _announce(state: StateDir, prepared: Prepared) -> None:
-    say(f"state: {state.root}")
+    name = prepared.resource["metadata"]["name"]
+    say(f"{name}: {_beginning(prepared)}; state: {nearby(state.root)}")
+    say("Ctrl-C saves and stops; the same command again goes on from there")
     say(NOT_ISOLATED)
     if find(prepared.resource, "spec", "runtime", "image"):
         say(IMAGE_UNUSED)
-    if prepared.resumed:
-        saved = find(prepared.resource, "status", "checkpoint", "latestVerifiedStep")
-        say(f"resuming {prepared.resource['metadata']['name']}" + (f" from step {saved}" if saved is not None else ""))
+
+
+def _beginning(prepared: Prepared) -> str:
+    """The step only when it is known for certain: after a kill the volume may hold a newer one than the status."""
+    if not prepared.resumed:
+        return "starting"
+    status = prepared.resource.get("status") or {}
+    step = find(status, "checkpoint", "latestVerifiedStep")
+    at_rest = status.get("phase") in (Phase.HALTED, Phase.SUSPENDED)
+    return f"resuming from step {step}" if at_rest and step is not None else "resuming"
 
 
 def _drive(state: StateDir, prepared: Prepared, shown: View, *, redis: bool, stay_halted: bool) -> CliExit:
     # Imported here: it brings the operator's core, aiohttp and the event loop's machinery.
-    from esper_runtime.local.session import Options, drive
+    from esper_runtime.local.session import STOP_SIGNALS, Options, drive
 
     options = Options(redis=redis, stay_halted=stay_halted, say=shown.note, on_change=shown.update)
-    return asyncio.run(drive(state, prepared, options))
+    code = asyncio.run(drive(state, prepared, options))
+    for number in STOP_SIGNALS:  # it has stopped; what is left is to say how it ended
+        signal.signal(number, signal.SIG_IGN)
+    return code
 
 
 _NEXT: dict[CliExit, Callable[[str], str]] = {
-    CliExit.SUCCEEDED: lambda name: f"`esper fetch {name} DIR` brings the model home",
+    CliExit.SUCCEEDED: lambda name: f"`esper fetch {name} DIR` copies it, its digest checked",
     CliExit.HALTED: lambda name: f"`esper resume {name}` goes on",
-    CliExit.FAILED: lambda name: f"see `esper status {name}` and `esper logs {name}`",
+    CliExit.FAILED: lambda name: f"see `esper logs {name}`; `esper run --fresh` starts anew",
     CliExit.INTERRUPTED: lambda name: f"stopped by hand; the same command again, or `esper resume {name}`, goes on",
 }
 
 
-def _conclude(state: StateDir, code: CliExit) -> None:
+def _conclude(state: StateDir, code: CliExit, options: str) -> None:
+    """How it ended: the status, without conditions when all is well, and what to do next."""
     resource = state.read()
     say("")
-    say(describe(resource))
+    say(describe(resource, conditions=code is CliExit.FAILED))
     say("")
-    name = resource["metadata"]["name"]
-    say(f"{name}: {find(resource, 'status', 'phase')}; {_NEXT[code](name)}")
+    name, phase = resource["metadata"]["name"], find(resource, "status", "phase")
+    if code is CliExit.SUCCEEDED:
+        say(f"model: {nearby(export_directory(state, resource) / 'model.safetensors')}")
+    say(f"{name}: {phase}; {_NEXT[code](name + options)}")
+
+
+def nearby(path: Path) -> Path:
+    """Relative where it is below the working directory."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

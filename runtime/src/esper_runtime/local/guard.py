@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from esper_runtime.local.process import carries, of_pod, sweep
+from esper_runtime.local.process import carries, kill_marked, of_pod, sweep
 
+MARK = "ESPER_GUARD"
+"""Variable that a guard and its Valkey carry, with the scratch directory that they serve."""
 RESTART_AFTER_S = 5.0
 """Pause before a Valkey that died is started again, on the same port."""
 _POLL_S = 0.2
@@ -119,6 +121,7 @@ def main() -> int:
     lines = _lines(sys.stdin.fileno())
     settings = json.loads(next(filter(None, lines)))
     guard = Guard([Path(p) for p in settings["scratch"]])
+    kill_marked(MARK, os.environ[MARK])  # a Valkey whose guard was killed
     redis = None
     if settings["redis"] is not None:
         redis = Redis(Path(settings["redis"]["socket"]), Path(settings["redis"]["directory"]), _say)

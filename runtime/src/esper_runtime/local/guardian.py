@@ -1,16 +1,22 @@
-"""The runner's side of the guard process: starts it, tells it about pods, hears where Redis is."""
+"""The runner's side of the guard process: keeps one alive, tells it about pods, hears where Redis is."""
 
 import asyncio
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from esper_runtime.local.errors import LocalError
+from esper_runtime.local.guard import MARK
 from esper_runtime.local.pod import LocalPod
 
-_START_PATIENCE_S = 20.0
+RESTART_AFTER_S = 1.0
+_START_PATIENCE_S = 60.0
 _STOP_PATIENCE_S = 10.0
+DIED = "the process that guards this run died; another one starts"
 
 
 class Guardian:
@@ -21,35 +27,36 @@ class Guardian:
     ) -> None:
         """`redis` holds the socket and the data directory, or None for a run without; `on_redis(problem)` hears
         that Redis is up (None) or why it is not."""
+        self._mark = str(scratch[0])
         self._settings = {"scratch": [str(path) for path in scratch], "redis": redis}
         self._log = log
         self._on_redis = on_redis
         self._redis_known = asyncio.Event()
-        self._told: dict[str, Any] = {}
+        self._told: dict[str, dict[str, Any]] = {}
         self._process: asyncio.subprocess.Process | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._tending: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Guardian":
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "esper_runtime.local.guard",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._send(self._settings)
-        self._listening = asyncio.create_task(self._listen())
+        await self._start()
+        self._tending = asyncio.create_task(self._tend())
         if self._settings["redis"] is not None:
-            async with asyncio.timeout(_START_PATIENCE_S):
-                await self._redis_known.wait()
+            try:
+                await asyncio.wait_for(self._redis_known.wait(), _START_PATIENCE_S)
+            except TimeoutError:
+                await self.__aexit__()
+                raise LocalError(
+                    f"Valkey did not start within {_START_PATIENCE_S:.0f} s (see {self._log}): try again, or run "
+                    "without it with --no-redis"
+                ) from None
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
+        if self._tending is not None:
+            self._tending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._tending
         self._send({"bye": True})
         self._process.stdin.close()
         try:
@@ -57,8 +64,6 @@ class Guardian:
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
-        if self._listening is not None:
-            await self._listening
 
     def follow(self, pod: LocalPod) -> None:
         """The pod's processes as they are now."""
@@ -72,20 +77,42 @@ class Guardian:
         if self._told.pop(pod.uid, None) is not None:
             self._send({"gone": pod.uid})
 
+    async def _start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "esper_runtime.local.guard",
+                env={**os.environ, MARK: self._mark},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._send(self._settings)
+        for message in self._told.values():
+            self._send(message)
+
+    async def _tend(self) -> None:
+        """Hears the guard; one that dies is replaced, and told everything again."""
+        while True:
+            assert self._process is not None
+            await self._listen(self._process)
+            await self._process.wait()
+            self._on_redis(DIED)
+            await asyncio.sleep(RESTART_AFTER_S)
+            await self._start()
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            message = json.loads(line)
+            up = message["redis"] is not None
+            self._on_redis(None if up else message.get("error", "it does not answer"))
+            self._redis_known.set()
+
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         if not self._process.stdin.is_closing():
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
-
-    async def _listen(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            message = json.loads(line)
-            if message["redis"] is not None:
-                self._on_redis(None)
-            else:
-                self._on_redis(message.get("error", "it does not answer"))
-            self._redis_known.set()
-        self._redis_known.set()

@@ -30,8 +30,11 @@ from esper_runtime.local.volumes import Mount, Mounts, container_mounts, expand,
 Manifest = dict[str, Any]
 
 PASSED_ON = frozenset(
-    {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "SSL_CERT_FILE"}
-)
+    {
+        "PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV",
+        "SSL_CERT_FILE", "OMP_NUM_THREADS",
+    }
+)  # fmt: skip
 """Variables of the user's own environment that containers see, besides LC_*, CUDA_* and NVIDIA_*."""
 _PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_")
 DEFAULT_GRACE_S = 30.0
@@ -197,6 +200,12 @@ class LocalPod:
             await task
 
     def _prepare(self) -> None:
+        try:
+            self._make_volumes()
+        except OSError as error:
+            raise LocalError(f"a pod cannot be set up: {error.filename}: {error.strerror}") from error
+
+    def _make_volumes(self) -> None:
         for volume in self._spec.get("volumes", ()):
             directory = self._directories[volume["name"]]
             if "emptyDir" in volume:

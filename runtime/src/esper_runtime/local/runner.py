@@ -6,6 +6,7 @@ The operator's worker does the same against an API server. Everything that decid
 
 import asyncio
 import contextlib
+import errno
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ LOOK_EVERY_S = 0.1
 """How soon a changed resource.json is noticed."""
 MIN_PAUSE_S = 0.01
 MAX_PAUSE_S = 30.0
+RETRY_S = 1.0
+"""Pause before something is written again that could not be."""
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM})
+"""Errors of a write that may go away again: a full disk does not end training."""
+SAVING = "stopping: the trainer saves a checkpoint first; Ctrl-C once more stops at once, without saving"
 
 Translate = Callable[[Resource], Resource]
 OnChange = Callable[[Resource], None]
@@ -61,16 +67,20 @@ class Runner:
         on_change: OnChange,
         resume_uid: str | None = None,
         stay_halted: bool = False,
+        say: Callable[[str], None] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`translate` gives the resource with this machine's paths in it; `on_change` hears of every new status."""
+        """`translate` gives the resource with this machine's paths in it; `on_change` hears of every new status, `say`
+        of what a person should know besides."""
         self._hands = hands
         self._settings = settings
         self._translate = translate
         self._on_change = on_change
         self._resume_uid = resume_uid
         self._stay_halted = stay_halted
+        self._say = say
         self._now = now
+        self._trouble = ""
         self._dirty = asyncio.Event()
         self._stopping = False
 
@@ -81,8 +91,11 @@ class Runner:
     def stop(self) -> None:
         """Asks for a checkpoint and an end; the second call kills."""
         if self._stopping:
+            self._say("stopping at once")
             for pod in self._hands.jobs.pods():
                 pod.kill()
+        elif self._hands.jobs.busy():
+            self._say(SAVING)
         self._stopping = True
         self.wake()
 
@@ -93,7 +106,14 @@ class Runner:
             while True:
                 self._dirty.clear()
                 self._hands.jobs.collect()
-                change, plan = await self._reconcile()
+                try:
+                    change, plan = await self._reconcile()
+                except OSError as error:
+                    if self._gives_up(error):
+                        return CliExit.INTERRUPTED
+                    await self._pause(RETRY_S)
+                    continue
+                self._trouble = ""
                 end = self._end(change.status.phase)
                 if end is not None and not change.changed and plan.requeue_after_s != 0:
                     return end
@@ -102,6 +122,16 @@ class Runner:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
+
+    def _gives_up(self, error: OSError) -> bool:
+        """After a write that failed. Says so once; raises what will not pass. True when only that write is left."""
+        if error.errno not in _PASSING:
+            raise error
+        trouble = f"{error.filename or self._hands.state.root}: {error.strerror}"
+        if trouble != self._trouble:
+            self._say(f"the state of the run cannot be written: {trouble}; training goes on: free some space")
+        self._trouble = trouble
+        return self._stopping and not self._hands.jobs.busy()
 
     async def _reconcile(self) -> tuple[StatusChange, Plan]:
         seen = await self._observe()
@@ -195,6 +225,7 @@ class Runner:
                 self._hands.intake.fold(run.uid, change.folded)
             return
         resource = self._hands.state.write_status(change.status.to_dict(), durable=change.urgent)
+        self._on_change(resource)
         at = self._now().isoformat(timespec="milliseconds")
         self._hands.state.add_events(
             [
@@ -209,7 +240,6 @@ class Runner:
                 for event in change.events
             ]
         )
-        self._on_change(resource)
 
     def _end(self, phase: Phase | None) -> CliExit | None:
         """The exit code when nothing is left to do for this process."""

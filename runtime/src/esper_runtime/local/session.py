@@ -59,14 +59,16 @@ class Options:
 async def drive(state: StateDir, prepared: Prepared, options: Options) -> CliExit:
     """Runs the prepared run until it ends. The caller holds the runner lock."""
     await _end_leftovers(prepared.resource["metadata"]["uid"], options.say)
+    loop = asyncio.get_running_loop()
+    # One that is ignored already (nohup, a shell's background) stays so.
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     async with _session(state, prepared, options) as runner:
-        loop = asyncio.get_running_loop()
-        for number in STOP_SIGNALS:
+        for number in heeded:
             loop.add_signal_handler(number, runner.stop)
         try:
             return await runner.run()
         finally:
-            for number in STOP_SIGNALS:
+            for number in heeded:
                 loop.remove_signal_handler(number)
 
 
@@ -79,7 +81,7 @@ async def _session(state: StateDir, prepared: Prepared, options: Options) -> Asy
             [scratch, shm],
             redis=redis,
             log=state.logs / "guard.log",
-            on_redis=lambda problem: options.say(f"Redis: {problem}") if problem else None,
+            on_redis=_Announcer(options.say),
         )
         url = f"unix://{socket}" if options.redis else ""
         layout = _layout(scratch, shm, state)
@@ -99,8 +101,25 @@ async def _session(state: StateDir, prepared: Prepared, options: Options) -> Asy
             try:
                 async with wiring.tasks():
                     yield wiring.runner
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from None  # the others, if any, are what it led to
             finally:
                 await wiring.jobs.stop()
+
+
+class _Announcer:
+    """Says when Redis goes and when it is back; that it is there at first goes without saying."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._down = False
+
+    def __call__(self, problem: str | None) -> None:
+        if problem is not None:
+            self._say(f"Redis: {problem}; training goes on, reports and halts take their other way")
+        elif self._down:
+            self._say("Redis: answers again")
+        self._down = problem is not None
 
 
 class _Wiring:
@@ -166,6 +185,7 @@ class _Wiring:
             on_change=options.on_change,
             resume_uid=resume_uid(prepared.resource, state),
             stay_halted=options.stay_halted,
+            say=options.say,
         )
 
     @contextlib.asynccontextmanager
@@ -282,13 +302,17 @@ def _directory(volume: Resource, objects: Objects, scratch: Path) -> Path:
 
 
 async def _end_leftovers(run_uid: str, say: Callable[[str], None]) -> None:
-    """Processes of a runner that was killed may still be saving: waits for them, then ends them."""
+    """Processes of a runner that was killed may still be saving; were its guard killed too, nobody has asked them to
+    yet. Asks, waits for them, then kills."""
+    living = marked(env.RUN_UID, run_uid)
+    if not living:
+        return
+    say("processes of an earlier `esper run` are still ending; waiting for them")
+    for pid in living:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     give_up = time.monotonic() + LEFTOVER_PATIENCE_S
-    told = False
     while marked(env.RUN_UID, run_uid):
-        if not told:
-            say("processes of an earlier `esper run` are still ending; waiting for them")
-            told = True
         if time.monotonic() > give_up:
             kill_marked(env.RUN_UID, run_uid)
             return
