@@ -16,6 +16,10 @@ class NotFound(BackendError):
     """No run of that name."""
 
 
+class NoCluster(BackendError):
+    """No kubeconfig that could be used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where to look, from the options of a command."""
@@ -69,4 +73,14 @@ def choose(place: Place, name: str | None = None) -> Backend:
             return here
     from esper_runtime.cli.cluster_backend import ClusterBackend
 
-    return ClusterBackend.connect(namespace=place.namespace, context=place.context, kubeconfig=place.kubeconfig)
+    try:
+        return ClusterBackend.connect(namespace=place.namespace, context=place.context, kubeconfig=place.kubeconfig)
+    except NoCluster as error:
+        problem = " ".join(str(error).split()).rstrip(".")
+        if place.local is False or place.context or place.kubeconfig:
+            raise BackendError(f"no cluster: {problem}: give --kubeconfig, or set KUBECONFIG") from None
+        missing = "no runs" if name is None else f"no run {name!r}"
+        raise BackendError(
+            f"{missing} below .esper on this machine, and no cluster to ask ({problem}): start one with "
+            "`esper run MANIFEST`, or say where to look with --state or --kubeconfig"
+        ) from None

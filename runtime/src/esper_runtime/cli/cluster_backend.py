@@ -2,19 +2,21 @@
 
 import contextlib
 import json
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from esper_leyline import labels
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
-from esper_runtime.cli.backend import BackendError, NotFound, Resource
+from esper_runtime.cli.backend import BackendError, NoCluster, NotFound, Resource
 from esper_runtime.cli.output import find
 
 REQUEST_TIMEOUT_S = 15
@@ -47,6 +49,11 @@ class ClusterBackend:
             _, active = _config.list_kube_config_contexts(path)
         except ConfigException as error:
             return cls._in_cluster(namespace, str(error))
+        except (yaml.YAMLError, TypeError, KeyError, AttributeError, OSError) as error:
+            # What the package makes of a file that is no kubeconfig.
+            where = path or os.environ.get("KUBECONFIG", "~/.kube/config")
+            problem = " ".join(str(error).split())
+            raise BackendError(f"kubeconfig {where}: cannot be read ({problem}): give another one") from error
         if context is not None:
             contexts, _ = _config.list_kube_config_contexts(path)
             active = next(c for c in contexts if c["name"] == context)
@@ -59,9 +66,7 @@ class ClusterBackend:
         try:
             _config.load_incluster_config(client_configuration=configuration)
         except ConfigException:
-            raise BackendError(
-                f"no such run on this machine, and no cluster: {problem}: give --state or --kubeconfig"
-            ) from None
+            raise NoCluster(problem) from None
         own = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
         return cls(client.ApiClient(configuration), namespace or own.read_text().strip())
 

@@ -16,6 +16,7 @@ from esper_runtime.cli.output import (
     clock_time,
     duration,
     find,
+    fitting,
     history_cells,
 )
 
@@ -28,8 +29,6 @@ RECENT = 8
 """Transitions below the table."""
 SHOWN = (*COLUMNS, *WIDE_COLUMNS[:2])
 """Columns of the table."""
-EXPENDABLE = ("READY", "AGE", "CHECKPOINT", "EPOCH", "LOSS", "ATTEMPT", "ROLLBACKS", "PROGRESS", "STEP")
-"""Columns that a narrow terminal goes without, the first one first."""
 _GAP = 2
 
 
@@ -168,23 +167,13 @@ class Table:
             return Text("starting ...")
         found = dict(zip(SHOWN, cells(self._resource, wide=True, now=datetime.now(UTC)), strict=False))
         grid = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-        shown = fitting(found, self._live.console.width)
+        shown = fitting(found, self._live.console.width, gap=_GAP)
         for column in shown:
             grid.add_column(column, no_wrap=True)
         grid.add_row(*(Text(cell, style=_style(column, cell)) for column, cell in shown.items()))
         history = (find(self._resource, "status", "history") or [])[-RECENT:]
         lines = [progress(self._resource), "", *(transition_line(entry) for entry in history)]
         return Group(grid, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in lines))
-
-
-def fitting(row: Mapping[str, str], width: int) -> dict[str, str]:
-    """The columns of `row` (header -> cell) that have room side by side."""
-    shown = dict(row)
-    for column in EXPENDABLE:
-        if sum(max(len(head), len(cell)) + _GAP for head, cell in shown.items()) - _GAP <= width:
-            break
-        shown.pop(column, None)
-    return shown
 
 
 _STYLES = {

@@ -15,20 +15,30 @@ from esper_runtime.local.errors import LocalError, ManifestError
 
 app = typer.Typer(
     name="esper",
-    help="Fault-tolerant PyTorch training: on this machine with `esper run`, on a cluster with kubectl.",
+    help="Fault-tolerant PyTorch training: on this machine with `esper run`, on a cluster with kubectl.\n\n"
+    "All commands but `run` work on both: on this machine when the run is here, else on the cluster.",
     no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-Name = Annotated[str, typer.Argument(help="Name of the run.")]
-Manifest = Annotated[str, typer.Argument(help="Manifest with one EsperTrainingRun; - is standard input.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.")]
+Manifest = Annotated[
+    str, typer.Argument(metavar="MANIFEST", help="Manifest with one EsperTrainingRun; - is standard input.")
+]
 Output = Annotated[Format, typer.Option("-o", "--output", help="How to show the result.")]
-Namespace = Annotated[str | None, typer.Option("-n", "--namespace", help="Namespace of the run.")]
-Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
-Kubeconfig = Annotated[Path | None, typer.Option(help="File with cluster and credentials; else $KUBECONFIG.")]
-State = Annotated[Path | None, typer.Option(help="State directory of a run on this machine.")]
+Namespace = Annotated[str | None, typer.Option("-n", "--namespace", metavar="NAME", help="Namespace of the run.")]
+Context = Annotated[str | None, typer.Option(metavar="NAME", help="Context of the kubeconfig.")]
+Kubeconfig = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Cluster and credentials; by default $KUBECONFIG.")
+]
+State = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Everything of a run on this machine; by default .esper/<namespace>/<name>."),
+]
 Local = Annotated[
     bool | None,
     typer.Option("--local/--cluster", help="Where to look; by default here if the run is here, else the cluster."),
@@ -50,14 +60,26 @@ def run(
     namespace: Namespace = None,
     state: State = None,
     mount: Mount = None,
-    fresh: Annotated[bool, typer.Option(help="Forget an earlier run of this name, its checkpoints too.")] = False,
-    redis: Annotated[bool, typer.Option(help="Start an embedded Valkey.")] = True,
-    stay: Annotated[bool, typer.Option(help="When halted, wait to be resumed instead of ending with 3.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget an earlier run of this name, its checkpoints too.")
+    ] = False,
+    no_redis: Annotated[bool, typer.Option("--no-redis", help="Start no Valkey; halts go by file alone.")] = False,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="When halted, wait to be resumed instead of ending with 3.")
+    ] = False,
 ) -> None:
-    """Train on this machine, without a cluster; the same command again resumes.
+    """Train on this machine, without a cluster. The same command again resumes.
 
-    Exit codes: 0 Succeeded, 2 invalid manifest, 3 Halted, 4 Failed, 130 stopped by hand (Ctrl-C saves first; a second
-    Ctrl-C kills).
+    Ctrl-C saves a checkpoint and stops; a second one stops at once.
+
+    \b
+    Exit codes:
+        0  Succeeded
+        1  it could not be run; the message says why
+        2  invalid manifest or options
+        3  Halted; `esper resume` goes on
+        4  Failed
+      130  stopped by hand
     """
     from esper_runtime.cli.run import RunRequest, run_manifest
 
@@ -67,7 +89,7 @@ def run(
         state=state,
         mounts=_mounts(mount or []),
         fresh=fresh,
-        redis=redis,
+        redis=not no_redis,
         stay_halted=stay,
         output=output,
     )
@@ -79,7 +101,10 @@ def validate(
     manifest: Manifest,
     namespace: Namespace = None,
 ) -> None:
-    """Check a manifest without running it: the same schema and rules as the cluster's. Exit code 2 when it is wrong."""
+    """Check a manifest without running it.
+
+    The schema and rules are the cluster's. Exit code 2 when something is wrong.
+    """
     from esper_runtime.cli.run import validate_manifest
 
     raise typer.Exit(validate_manifest(manifest, namespace))
@@ -95,7 +120,7 @@ def list_runs(
     state: State = None,
     local: Local = None,
 ) -> None:
-    """List runs: those on this machine if there are any, else the cluster's."""
+    """List runs: this machine's if there are any, else the cluster's."""
     from esper_runtime.cli.watching import list_runs as listing
 
     backend = choose(Place(namespace, context, kubeconfig, state, local))
@@ -155,7 +180,7 @@ def halt(
     state: State = None,
     local: Local = None,
 ) -> None:
-    """Stop a run now; it stays stopped until `esper resume`."""
+    """Stop a run now. It stays stopped until `esper resume`."""
     from esper_runtime.cli.control import halt as do
 
     do(_backend(name, namespace, context, kubeconfig, state, local), name, mode, wait_s=timeout if wait else 0.0)
@@ -172,7 +197,10 @@ def resume(
     state: State = None,
     local: Local = None,
 ) -> None:
-    """Lift a halt or a suspension. A run of this machine that nothing drives any more goes on in the foreground."""
+    """Lift a halt or a suspension.
+
+    A run of this machine whose `esper run` has ended goes on in the foreground.
+    """
     from esper_runtime.cli.control import resume as do
 
     backend = _backend(name, namespace, context, kubeconfig, state, local)
@@ -190,7 +218,7 @@ def suspend(
     state: State = None,
     local: Local = None,
 ) -> None:
-    """Release the pods of a run and keep its state; `esper resume` goes on."""
+    """Release the pods of a run and keep its state. `esper resume` goes on."""
     from esper_runtime.cli.control import suspend as do
 
     do(_backend(name, namespace, context, kubeconfig, state, local), name, wait_s=timeout if wait else 0.0)
@@ -199,7 +227,7 @@ def suspend(
 @app.command()
 def fetch(
     name: Name,
-    destination: Annotated[Path, typer.Argument(help="Directory for the model; made when absent.")],
+    destination: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made when absent.")],
     image: Annotated[
         str | None, typer.Option(help="Image for the reader pod; by default the one the run's sidecars had.")
     ] = None,
@@ -217,7 +245,10 @@ def fetch(
 
 @app.command()
 def crd() -> None:
-    """Print the CustomResourceDefinition, for `esper crd | kubectl apply --server-side -f -`."""
+    """Print the CustomResourceDefinition.
+
+    For `esper crd | kubectl apply --server-side -f -`.
+    """
     from esper_operator.api.crd import manifest as definition
 
     from esper_runtime.cli.output import document

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -28,8 +29,13 @@ class Format(StrEnum):
 COLUMNS = ("NAME", "PHASE", "EPOCH", "STEP", "PROGRESS", "ATTEMPT", "ROLLBACKS", "READY", "AGE")
 """Those of `kubectl get esperruns`."""
 WIDE_COLUMNS = ("LOSS", "CHECKPOINT", "RESTARTS", "REASON", "QUEUE")
-
-
+EXPENDABLE = (
+    "QUEUE", "READY", "AGE", "CHECKPOINT", "EPOCH", "REASON", "LOSS", "ATTEMPT", "RESTARTS", "ROLLBACKS", "PROGRESS",
+    "STEP",
+)  # fmt: skip
+"""Columns that a narrow terminal goes without, the first one first."""
+GAP = 3
+"""Blanks between columns."""
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
 """Errors of writing to a pipe or a terminal whose other end is gone."""
 
@@ -37,6 +43,14 @@ _NOBODY_READS = (errno.EPIPE, errno.EIO)
 def say(text: str) -> None:
     """For people: progress, warnings, errors."""
     print(text, file=Unbroken(sys.stderr), flush=True)
+
+
+def width_of(stream: TextIO) -> int | None:
+    """Columns of a terminal; None for anything else."""
+    if not stream.isatty():
+        return None
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked) if asked.isdigit() else os.get_terminal_size(stream.fileno()).columns or None
 
 
 class Unbroken(io.TextIOBase):
@@ -128,11 +142,21 @@ def duration(seconds: int) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Left-aligned columns, three spaces apart, no trailing blanks."""
+    """Left-aligned columns, GAP spaces apart, no trailing blanks."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    return "\n".join((" " * GAP).join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)  # fmt: skip
+
+
+def fitting(row: Mapping[str, str], width: int, *, gap: int) -> dict[str, str]:
+    """The columns of `row` (header -> cell) that have room side by side."""
+    shown = dict(row)
+    for column in EXPENDABLE:
+        if sum(max(len(head), len(cell)) + gap for head, cell in shown.items()) - gap <= width:
+            break
+        shown.pop(column, None)
+    return shown
 
 
 def show(resources: Sequence[Resource], form: Format, *, single: bool = False, namespaces: bool = False) -> str:
@@ -164,10 +188,13 @@ def document(value: Any, form: Format) -> str:
     return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)).rstrip("\n")
 
 
-def describe(resource: Resource, *, conditions: bool = True) -> str:
-    """A run for people: its row, what is the matter, its conditions and its history."""
+def describe(resource: Resource, *, conditions: bool = True, width: int | None = None) -> str:
+    """A run for people: its row, cut to `width` by leaving out columns, what is the matter, conditions, history."""
     status = resource.get("status") or {}
-    blocks = [show([resource], Format.WIDE)]
+    row = dict(zip((*COLUMNS, *WIDE_COLUMNS), cells(resource, wide=True, now=datetime.now(UTC)), strict=True))
+    if width is not None:
+        row = fitting(row, width, gap=GAP)
+    blocks = [table([list(row.values())], list(row))]
     if facts := _facts(status):
         blocks.append("\n".join(facts))
     if conditions and (found := status.get("conditions")):

@@ -12,7 +12,7 @@ from esper_leyline.phases import Phase
 
 from esper_runtime.cli.live import View, view
 from esper_runtime.cli.local_backend import export_directory
-from esper_runtime.cli.output import Format, describe, find, say, show
+from esper_runtime.cli.output import Format, describe, find, say, show, width_of
 from esper_runtime.local.manifest import load
 from esper_runtime.local.prepare import Prepared, checked, prepare, prepare_stored
 from esper_runtime.local.state import StateDir
@@ -128,7 +128,7 @@ def _conclude(state: StateDir, code: CliExit, options: str) -> None:
     """How it ended: the status, without conditions when all is well, and what to do next."""
     resource = state.read()
     say("")
-    say(describe(resource, conditions=code is CliExit.FAILED))
+    say(describe(resource, conditions=code is CliExit.FAILED, width=width_of(sys.stderr)))
     say("")
     name, phase = resource["metadata"]["name"], find(resource, "status", "phase")
     if code is CliExit.SUCCEEDED:

@@ -6,7 +6,7 @@ from esper_leyline.phases import Phase
 
 from esper_runtime.cli.backend import Backend
 from esper_runtime.cli.live import View, view
-from esper_runtime.cli.output import Format, describe, find, say, show
+from esper_runtime.cli.output import Format, describe, find, say, show, width_of
 
 FINISHED = frozenset({Phase.SUCCEEDED, Phase.FAILED})
 
@@ -24,7 +24,8 @@ def list_runs(backend: Backend, form: Format, *, all_namespaces: bool) -> None:
 def show_status(backend: Backend, name: str, form: Format, *, watch: bool) -> None:
     if not watch:
         resource = backend.get(name)
-        print(describe(resource) if form is Format.TABLE else show([resource], form, single=True))
+        table = form is Format.TABLE
+        print(describe(resource, width=width_of(sys.stdout)) if table else show([resource], form, single=True))
         return
     _follow(backend, name, form)
 

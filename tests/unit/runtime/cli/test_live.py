@@ -4,7 +4,8 @@ import errno
 import io
 
 import pytest
-from esper_runtime.cli.live import PROGRESS_EVERY_S, SHOWN, Lines, Table, fitting, news, progress, view
+from esper_runtime.cli.live import PROGRESS_EVERY_S, SHOWN, Lines, Table, news, progress, view
+from esper_runtime.cli.output import fitting
 
 A, B, C = ({"time": f"2026-01-01T00:00:0{n}Z", "from": "X", "to": f"P{n}", "reason": "R"} for n in range(3))
 
@@ -104,7 +105,7 @@ def test_the_table_shows_the_run_and_its_transitions(monkeypatch):
 @pytest.mark.parametrize("width", [20, 40, 60, 79, 200])
 def test_a_narrow_terminal_gets_fewer_columns_and_the_ones_that_matter(width):
     row = dict.fromkeys(SHOWN, "12345")
-    shown = fitting(row, width)
+    shown = fitting(row, width, gap=2)
     assert list(shown)[:2] == ["NAME", "PHASE"]
     assert list(shown) == [column for column in SHOWN if column in shown]
     assert (list(shown) == list(SHOWN)) == (width == 200)

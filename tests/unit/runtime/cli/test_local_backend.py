@@ -90,7 +90,7 @@ def test_local_is_chosen_when_the_run_is_here(root, monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     assert choose(Place(), "digits").is_local
     assert choose(Place(local=True), "absent").is_local
-    with pytest.raises(BackendError, match="no such run on this machine, and no cluster"):
+    with pytest.raises(BackendError, match=r"no run 'absent' below .esper .*, and no cluster to ask"):
         choose(Place(), "absent")
     with pytest.raises(BackendError, match="leave out --cluster"):
         choose(Place(state=tmp_path, local=False), "digits")
