@@ -14,7 +14,7 @@ from esper_leyline.v1.report_pb2 import RunReport, RuntimePhase
 from esper_operator.api.v1alpha1 import LastFailure, LastRecovery, ObservedReport
 from esper_operator.observe.attempt import holds, over
 from esper_operator.status import bounds, halt
-from esper_operator.status.draft import Draft
+from esper_operator.status.draft import Draft, History
 from esper_operator.status.numbers import fold_checkpoint, fold_counters, fold_progress
 
 _KINDS = {
@@ -151,9 +151,10 @@ def _recovery(draft: Draft, recovery: wire.Recovery, time: datetime) -> None:
     if known is None:
         return
     kind, reason = known
+    resumed = kind is RecoveryKind.NEW_ATTEMPT and _stood_before(draft.history)
     found = LastRecovery(
         kind=kind,
-        cause=recovery.cause[: bounds.MAX_REASON],
+        cause=RunReason.RESUMED if resumed else recovery.cause[: bounds.MAX_REASON],
         from_step=bounds.count(recovery.from_step),
         to_step=bounds.count(recovery.to_step),
         detected_time=bounds.moment(recovery.detected_time, time),
@@ -163,7 +164,17 @@ def _recovery(draft: Draft, recovery: wire.Recovery, time: datetime) -> None:
     )
     draft.last_recovery = found
     message = f"{found.cause}: step {found.from_step} -> {found.to_step} in {found.recover_milliseconds} ms"
-    draft.say(reason, message, warning=True, action="Recover")
+    draft.say(reason, message, warning=not resumed, action="Recover")
+
+
+def _stood_before(history: History) -> bool:
+    """The attempt that starts follows a halt or a suspension; nothing was lost, which its trainer cannot know."""
+    for entry in reversed(history.entries):
+        if entry.from_ in (Phase.HALTED, Phase.SUSPENDED):
+            return True
+        if entry.from_ not in (Phase.PENDING, Phase.QUEUED, Phase.STARTING):
+            return False
+    return False
 
 
 def _failure(draft: Draft, report: RunReport, time: datetime, *, late: bool) -> None:

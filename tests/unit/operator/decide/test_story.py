@@ -73,7 +73,10 @@ def test_a_crash_is_recorded_before_anything_is_deleted_and_then_tried_again() -
     assert scene.status["attempt"] == 2
     assert scene.status["phase"] == "Restarting"
     assert "nextAttemptTime" not in scene.status
-    scene = scene.with_pods().reporting("RUNNING", step=11, moved=("STARTING", "RUNNING")).reconciled()
+    recovery = Recovery(kind="RECOVERY_KIND_NEW_ATTEMPT", cause="PodLost", from_step=10, to_step=10)
+    scene = scene.with_pods().reporting("STARTING", step=10, recovery=recovery)
+    scene = scene.reporting("RUNNING", step=11, moved=("STARTING", "RUNNING")).reconciled()
+    assert scene.status["lastRecovery"]["cause"] == "PodLost"
     assert scene.status["phase"] == "Running"
     assert phases(scene)[-2:] == ["Restarting", "Running"]
 
@@ -101,7 +104,12 @@ def test_checkpoint_halt_and_resume() -> None:
     assert scene.status["attempt"] == 2
     assert scene.status["restarts"]["total"] == 0
     assert scene.status["pausedSeconds"] == 61
-    scene = scene.with_pods().reporting("RUNNING", step=24, moved=("STARTING", "RUNNING")).reconciled()
+    recovery = Recovery(kind="RECOVERY_KIND_NEW_ATTEMPT", cause="PodLost", from_step=23, to_step=23)
+    scene = scene.with_pods().reporting("STARTING", step=23, recovery=recovery)
+    scene = scene.reporting("RUNNING", step=24, moved=("STARTING", "RUNNING"))
+    assert not any(event.warning for event in scene.change().events)
+    scene = scene.reconciled()
+    assert scene.status["lastRecovery"]["cause"] == "Resumed"  # no pod was lost, whatever the trainer thinks
     assert phases(scene)[-5:] == ["Running", "Halting", "Halted", "Pending", "Running"]
     assert condition(scene, "Halted") == ("False", "NotHalted")
 
