@@ -115,6 +115,16 @@ class Cluster:
     """Of all run keys."""
     operators: list[OperatorProcess] = field(default_factory=list)
 
+    @property
+    def operator(self) -> OperatorProcess:
+        """The youngest."""
+        return self.operators[-1]
+
+    async def replace_operator(self) -> None:
+        """SIGKILL, and a new container of the same pod."""
+        self.operator.kill()
+        await self.leading_operator(self.operator.name)
+
     def start_operator(self, name: str = "one", **settings: str) -> OperatorProcess:
         """The same name again is the same pod, whose container is started anew."""
         log = self.directory / f"operator-{name}-{len(self.operators)}.log"
@@ -155,11 +165,19 @@ class Cluster:
     def delete_run(self, name: str) -> None:
         assert self.plane.request("DELETE", self.path(name)).ok
 
+    def uid(self, name: str) -> str:
+        return str(self.plane.request("GET", self.path(name)).body["metadata"]["uid"])
+
     def status(self, name: str) -> dict[str, Any]:
         return self.plane.request("GET", self.path(name)).body.get("status", {})
 
     def items(self, path: str) -> list[dict[str, Any]]:
         return self.plane.request("GET", path.format(self.namespace)).body.get("items", [])
+
+    def children(self, kind: str, run: str) -> list[dict[str, Any]]:
+        """Objects of that plural (jobs, pods, configmaps, ...) with the run's label."""
+        group = "apis/batch/v1" if kind == "jobs" else "api/v1"
+        return self.items(f"/{group}/namespaces/{{}}/{kind}?labelSelector={labels.RUN}%3D{run}")
 
     def transitions(self, name: str) -> list[str]:
         return [entry["to"] for entry in self.status(name).get("history", [])]

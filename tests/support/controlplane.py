@@ -142,15 +142,20 @@ class ControlPlane:
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """The API server is dead meanwhile: connections are reset, then refused. etcd keeps everything."""
-        name = "kube-apiserver"
-        self.processes[name].kill()
-        self.processes[name].wait()
+        """The API server is dead meanwhile: connections are reset, then refused. etcd keeps everything.
+
+        Controllers are started anew with it, so that their own patience is not what a test measures.
+        """
+        names = [name for name in ("kube-apiserver", "kube-controller-manager") if name in self.processes]
+        for name in names:
+            self.processes[name].kill()
+            self.processes[name].wait()
         try:
             yield
         finally:
-            _start(self, name)
-            _await(self, name, lambda: _answers(self, "/readyz"))
+            for name in names:
+                _start(self, name)
+                _await(self, name, lambda: _answers(self, "/readyz"))
 
     def audit(self) -> list[dict[str, Any]]:
         """Every request so far: verb, objectRef, user, userAgent, responseStatus, ..."""
