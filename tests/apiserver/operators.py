@@ -34,14 +34,14 @@ VERBS = {"create", "update", "patch", "delete", "deletecollection"}
 
 
 class OperatorProcess:
-    def __init__(self, plane: ControlPlane, log: Path, *, name: str, **settings: str) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, *, name: str, **settings: str) -> None:
         """`name` is that of its pod; `settings` are variables without their prefix, in small letters."""
         self.log = log
         self.name = name
         self.port = free_port()
         own = {f"ESPER_OPERATOR_{key.upper()}": value for key, value in settings.items()}
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("ESPER_", "KUBE"))} | {
-            "KUBECONFIG": str(plane.kubeconfig),
+            "KUBECONFIG": str(kubeconfig),
             "POD_NAME": name,
             "ESPER_OPERATOR_RUNTIME_IMAGE": "esper/runtime:test",
             "ESPER_OPERATOR_SIDECAR_IMAGE": "esper/sidecar:test",
@@ -125,8 +125,8 @@ class Cluster:
         self.operator.kill()
         await self.leading_operator(self.operator.name)
 
-    def start_operator(self, name: str = "one", **settings: str) -> OperatorProcess:
-        """The same name again is the same pod, whose container is started anew."""
+    def start_operator(self, name: str = "one", *, user: str = "", **settings: str) -> OperatorProcess:
+        """The same name again is the same pod, whose container is started anew. `user`: who it is to the API server."""
         log = self.directory / f"operator-{name}-{len(self.operators)}.log"
         chosen = {
             "namespace": self.namespace,
@@ -134,18 +134,19 @@ class Cluster:
             "bus_url": self.redis.url if self.redis else "",
             **settings,
         }
-        operator = OperatorProcess(self.plane, log, name=name, **chosen)
+        kubeconfig = self.plane.kubeconfig_of(user) if user else self.plane.kubeconfig
+        operator = OperatorProcess(kubeconfig, log, name=name, **chosen)
         self.operators.append(operator)
         return operator
 
-    async def leading_operator(self, name: str = "one", **settings: str) -> OperatorProcess:
-        operator = self.start_operator(name, **settings)
+    async def leading_operator(self, name: str = "one", *, user: str = "", **settings: str) -> OperatorProcess:
+        operator = self.start_operator(name, user=user, **settings)
         await self.until(lambda: operator.said("reconciling"), f"operator {name} leads")
         return operator
 
-    async def standby(self, name: str) -> OperatorProcess:
+    async def standby(self, name: str, *, user: str = "") -> OperatorProcess:
         """Another one that is ready and waits for the Lease."""
-        operator = self.start_operator(name)
+        operator = self.start_operator(name, user=user)
         await self.until(lambda: "caches: ok" in operator.get("/readyz"), f"operator {name} is ready")
         return operator
 
@@ -214,8 +215,13 @@ class Cluster:
 
     async def until(self, check: Callable[[], Any], what: str) -> None:
         """Polls; at the deadline the operators' logs are in the error."""
+
+        def look() -> Any:
+            self.node.assert_well()
+            return check()
+
         try:
-            await until(check, DEADLINE_S, what)
+            await until(look, DEADLINE_S, what)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self._logs()}") from None
 
@@ -251,6 +257,7 @@ class Cluster:
 
         async def look() -> bool:
             nonlocal last
+            self.node.assert_well()
             last = (await asyncio.to_thread(self.plane.request, "GET", self.path(name))).body.get("status", {})
             return bool(check(last))
 
@@ -278,8 +285,12 @@ class Cluster:
             if (ref := event["objectRef"])["resource"] != "leases"
         ]
 
+    def written_by(self, user: str, since: int) -> list[str]:
+        """Requests that would have changed something, of the operator that was started for that user."""
+        return [event["requestURI"] for event in self._written(since) if event["user"]["username"] == user]
+
     def _written(self, since: int = 0) -> list[dict[str, Any]]:
-        """Audit lines of the operator's writes in this namespace."""
+        """Audit lines of the operators' writes in this namespace."""
         return [
             event
             for event in self.plane.audit()[since:]

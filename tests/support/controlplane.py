@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 ASSETS = "KUBE_ASSETS"
 NEEDED = ("etcd", "kube-apiserver", "kube-controller-manager")
+USERS = ("alice", "bob")
 START_DEADLINE_S = 45.0
 STOP_DEADLINE_S = 2.0
 AUDIT_POLICY = {
@@ -74,6 +75,12 @@ class ControlPlane:
     @property
     def kubeconfig(self) -> Path:
         return self.directory / "kubeconfig"
+
+    def kubeconfig_of(self, user: str) -> Path:
+        """For one of USERS, who may do everything too; the audit log tells them apart."""
+        path = self.directory / f"kubeconfig-{user}"
+        _write_kubeconfig(self, path, user, f"{user}-{self.token}")
+        return path
 
     @property
     def ca_file(self) -> Path:
@@ -148,8 +155,9 @@ class ControlPlane:
         """
         names = [name for name in ("kube-apiserver", "kube-controller-manager") if name in self.processes]
         for name in names:
-            self.processes[name].kill()
-            self.processes[name].wait()
+            process = self.processes.pop(name)
+            process.kill()
+            process.wait()
         try:
             yield
         finally:
@@ -194,7 +202,7 @@ def running(directory: Path, *, controllers: bool = False) -> Iterator[ControlPl
         _spawn(plane, binaries / "etcd", _etcd_options(directory, *ports[:2]))
         _spawn(plane, binaries / "kube-apiserver", _api_options(plane, ports[0], ports[2], controllers))
         _await(plane, "kube-apiserver", lambda: plane.ca_file.is_file() and plane.ca_file.stat().st_size > 0)
-        _write_kubeconfig(plane)
+        _write_kubeconfig(plane, plane.kubeconfig, "admin", plane.token)
         _await(plane, "kube-apiserver", lambda: _answers(plane, "/readyz"))
         if controllers:
             _spawn(plane, binaries / "kube-controller-manager", _manager_options(plane, ports[3]))
@@ -224,7 +232,9 @@ def _write_files(plane: ControlPlane) -> None:
     pki.mkdir(parents=True, exist_ok=True)
     tokens = pki / "tokens.csv"
     tokens.touch(mode=0o600)
-    tokens.write_text(f"{plane.token},admin,admin,system:masters\n")
+    lines = [f"{plane.token},admin,admin,system:masters"]
+    lines += [f"{user}-{plane.token},{user},{user},system:masters" for user in USERS]
+    tokens.write_text("\n".join(lines) + "\n")
     (pki / "audit-policy.yaml").write_text(yaml.safe_dump(AUDIT_POLICY))
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     encoded = key.private_bytes(
@@ -233,19 +243,19 @@ def _write_files(plane: ControlPlane) -> None:
     (pki / "service-accounts.key").write_bytes(encoded)
 
 
-def _write_kubeconfig(plane: ControlPlane) -> None:
+def _write_kubeconfig(plane: ControlPlane, path: Path, user: str, token: str) -> None:
     authority = base64.b64encode(plane.ca_file.read_bytes()).decode()
     name = "control-plane"
     document = {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": name,
-        "contexts": [{"name": name, "context": {"cluster": name, "user": "admin"}}],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": user}}],
         "clusters": [{"name": name, "cluster": {"server": plane.url, "certificate-authority-data": authority}}],
-        "users": [{"name": "admin", "user": {"token": plane.token}}],
+        "users": [{"name": user, "user": {"token": token}}],
     }
-    plane.kubeconfig.touch(mode=0o600)
-    plane.kubeconfig.write_text(yaml.safe_dump(document))
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(document))
 
 
 def _etcd_options(directory: Path, client_port: int, peer_port: int) -> list[str]:

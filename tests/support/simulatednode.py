@@ -11,6 +11,7 @@ weatherlight's own gate judges them.
 import asyncio
 import base64
 import itertools
+import os
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -36,7 +37,8 @@ from esper_runtime.weatherlight.signals import Accepted, Rejected, SignalGate
 from tests.support.simulatedtrainer import Trainer, Training
 
 NODE = "simulated"
-_addresses = itertools.count(2)
+_addresses = (f"127.{os.getpid() % 250 + 2}.{n // 250 % 250}.{n % 250 + 2}" for n in itertools.count())
+"""Each pod listens at an address of its own, other test processes at others."""
 
 
 @dataclass
@@ -112,6 +114,12 @@ class SimulatedNode:
     def signals_of(self, pod: str) -> list[EmergencySignal]:
         """Those that its weatherlight accepted, in order."""
         return self._pods[pod].accepted
+
+    def assert_well(self) -> None:
+        """Raises what has ended one of the node's own tasks: tests would otherwise wait in vain."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                task.result()
 
     async def crash(self, pod: str, code: int) -> None:
         """The trainer's container dies."""
@@ -203,7 +211,7 @@ class SimulatedNode:
         }
         path = Resource("", "v1", f"pods/{name}/binding", "Binding")
         await self.api.create(path, binding)
-        ip = f"127.0.1.{next(_addresses) % 250 + 2}"
+        ip = next(_addresses)
         trainer = Trainer(self, raw, key_seed=self._seed, step_s=self.step_s)
         operator = SigningKey.derive(self._seed, uid, Role.OPERATOR)
         verifier = Verifier.from_text(operator.public_text())
