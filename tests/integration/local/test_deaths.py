@@ -112,6 +112,7 @@ def test_a_killed_esper_run_leaves_nothing_behind_and_loses_nothing(laptop):
     status = here.status()
     assert status["attempt"] == 2
     assert status["lastRecovery"]["toStep"] >= before
+    assert status["lastRecovery"]["cause"] == "PodLost"
     assert status["restarts"]["total"] == 0  # nothing of the run's own failed
     assert here.said().startswith("paced: resuming; ")
 

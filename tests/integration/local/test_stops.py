@@ -20,7 +20,8 @@ def test_a_signal_saves_and_the_same_command_goes_on_from_there(laptop):
     saved = 0
     for number in (signal.SIGINT, signal.SIGTERM):
         here.until_step(saved + 10)
-        assert here.status().get("lastRecovery", {}).get("toStep", 0) == saved
+        recovery = here.status().get("lastRecovery", {"toStep": 0, "cause": "Resumed"})
+        assert (recovery["toStep"], recovery["cause"]) == (saved, "Resumed")
         process.send_signal(number)
         here.ended(130)
         stopped = here.status()

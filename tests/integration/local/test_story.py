@@ -28,11 +28,18 @@ def shortened():
 
 def test_a_run_survives_a_nan_and_brings_home_a_good_model(laptop, tmp_path):
     here = laptop(shortened())
-    here.run("-o", "json")
-    here.ended(0)
-    resource = json.loads(here.output().read_text())
+    run = here.run("-o", "json")
+    here.until(lambda: list(here.state.glob("logs/*/tolaria.log")), "a log")
+    watching = here.spawn("status", "digits-nan", "--watch")
+    following = here.spawn("logs", "digits-nan", "--follow")
+    here.ended(0, run)
+    here.ended(0, watching)
+    here.ended(0, following)
+    resource = json.loads(here.output(0).read_text())
     assert resource == here.resource()
-    told(resource["status"], here.said())
+    told(resource["status"], here.said(0))
+    assert "RollingBack -> Running" in here.output(1).read_text()
+    assert "exit 0: Complete" in here.output(2).read_text()
     commands(here)
     fetched = here.esper("fetch", "digits-nan", "out")
     assert fetched.returncode == 0, fetched.stderr
@@ -42,6 +49,7 @@ def test_a_run_survives_a_nan_and_brings_home_a_good_model(laptop, tmp_path):
     stated = json.loads((tmp_path / "out/model.json").read_text())["metrics"]["validation_accuracy"]
     assert measured >= 0.95
     assert measured == pytest.approx(stated, abs=1 / 360)
+    anew(here)
 
 
 def told(status, said):
@@ -79,6 +87,16 @@ def commands(here):
     again = here.esper("run", str(here.manifest))
     assert again.returncode == 0
     assert "--fresh" in again.stderr
+
+
+def anew(here):
+    old = here.uid()
+    process = here.run("--fresh")
+    here.until(lambda: here.uid() != old and here.status().get("phase"), "another run")
+    assert here.status()["phase"] != "Succeeded"
+    assert not list(here.state.glob("checkpoints/*/export"))
+    process.terminate()
+    here.ended(130)
 
 
 def read_safetensors(path):

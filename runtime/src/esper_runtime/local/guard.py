@@ -46,11 +46,13 @@ class Guard:
         elif "bye" in message:
             self._clean_end = True
 
-    def finish(self) -> None:
+    def end_pods(self) -> None:
         """The runner is gone: ends what it left."""
         if not self._clean_end:
             for uid, pod in self._pods.items():
                 _end_pod(uid, pod["leaders"], grace_s=pod["grace"])
+
+    def remove_scratch(self) -> None:
         for directory in self._scratch:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -130,9 +132,10 @@ def main() -> int:
             guard.told(json.loads(line))
         if redis is not None:
             redis.tend(time.monotonic())
+    guard.end_pods()
     if redis is not None:
         redis.stop()
-    guard.finish()
+    guard.remove_scratch()
     return 0
 
 
