@@ -69,6 +69,8 @@ class Loader:
         self.position = Position(0, 0)
         self.current = Position(0, 0)
         """Of the batch given last."""
+        self.samples = 0
+        """In the batch given last."""
         self.skipped: set[Position] = set()
         self._order: tuple[int, Tensor] | None = None
 
@@ -83,6 +85,7 @@ class Loader:
         self.current = Position(epoch, index)
         self.position = Position(epoch, index + 1)
         start = index * self._batch_size
+        self.samples = min(self._batch_size, self._source.size - start)
         batch = self._source.batch(self._epoch_order(epoch)[start : start + self._batch_size])
         return batch if self._transform is None else self._transform(batch)
 

@@ -74,9 +74,8 @@ class Faults:
     def on_gradient(self, step: int, update: Update) -> None:
         if step in self._due:
             for _ in self._take(step, {FaultKind.NON_FINITE_GRADIENT}):
-                _, parameter = next(entry for entry in update.parameters() if entry[1].grad is not None)
-                assert parameter.grad is not None
-                parameter.grad.mul_(float("nan"))
+                gradient = next(gradient for gradient in update.gradients() if gradient.numel())
+                gradient[(0,) * gradient.ndim] = float("nan")
 
     def rolled_back(self) -> None:
         """A rollback ends a spike: the batches that carried it are skipped."""

@@ -10,6 +10,8 @@ import torch
 
 _PYTHON = struct.Struct("<625IBd")
 _NUMPY = struct.Struct("<624IIId")
+_NUMPY_TAIL = struct.Struct("<IId")
+"""The part of it behind the key, which numpy holds as those very bytes."""
 
 
 def seed_everything(seed: int) -> None:
@@ -22,11 +24,12 @@ def seed_everything(seed: int) -> None:
 def capture() -> dict[str, bytes]:
     """States of torch's CPU generator, each CUDA device, numpy's and Python's global generators."""
     _, words, gauss = random.getstate()
-    legacy: Any = numpy.random.get_state(legacy=True)
+    legacy: Any = numpy.random.get_state(legacy=False)
+    key = legacy["state"]["key"].astype("<u4", copy=False).tobytes()
     states = {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "python": _PYTHON.pack(*words, gauss is not None, gauss or 0.0),
-        "numpy": _NUMPY.pack(*legacy[1].tolist(), *legacy[2:]),
+        "numpy": key + _NUMPY_TAIL.pack(legacy["state"]["pos"], legacy["has_gauss"], legacy["gauss"]),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         for index, state in enumerate(torch.cuda.get_rng_state_all()):

@@ -93,7 +93,7 @@ class TrainState:
     @property
     def layout(self) -> str:
         """Identifies the shape of the model: a state fits only where this is equal."""
-        arenas = (*(buffer.arena for buffer in self.update.buffers), *self._buffers)
+        arenas = (*self.update.arenas, *self._buffers)
         return ";".join(
             f"{m.name}:{m.shape}:{m.stride}:{arena.buffer.dtype}" for arena in arenas for m in arena.members
         )
@@ -136,7 +136,7 @@ class TrainState:
         self._take_facts(meta)
 
     def _arena_tensors(self) -> dict[str, Tensor]:
-        arenas = (*(buffer.arena for buffer in self.update.buffers), *self._buffers)
+        arenas = (*self.update.arenas, *self._buffers)
         return {arena.name: arena.buffer for arena in arenas}
 
     # Durable form

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from esper_runtime.tolaria.data import batch_length
 from esper_runtime.tolaria.faults import Faults
 from esper_runtime.tolaria.judge import Call, Verdict
 from esper_runtime.tolaria.state import TrainState
@@ -50,7 +49,7 @@ class Step:
             sums = state.sums
             sums.loss += loss
             sums.steps += 1
-            sums.samples += batch_length(batch)
+            sums.samples += state.loader.samples
         if verdict.call is not Call.BAD:
             state.step = step
             state.loss = loss

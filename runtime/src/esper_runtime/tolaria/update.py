@@ -1,11 +1,8 @@
-"""The optimizer and the gradients it eats: one flat pass over memory where that is exactly the same, else per tensor.
+"""The optimizer and the gradients it eats: over a few flat pieces where that is exactly the same, else per tensor.
 
-On the flat path each optimizer group has one Parameter that is the whole arena, and every model gradient is a view of
-one buffer. The buffer is filled with -0.0 before backward: that is the exact identity of addition, so accumulation
-into it gives the very bits autograd would have produced, and what still is -0.0 everywhere afterwards got no
-gradient. Autograd adds in place once per parameter, which the buffer's version counter counts for free; another count
-than in the first step means that a parameter was left out, and then the update moves to the per-tensor path for good
-(torch's optimizers skip a parameter whose gradient is None, but would decay one whose gradient is zero).
+On the flat path the optimizer sees the pieces of flat.py in place of the model's parameters. A parameter that gets no
+gradient in a step moves the update to the per-tensor path for good: torch's optimizers skip a parameter whose gradient
+is None, but would decay one whose gradient is zero.
 """
 
 import inspect
@@ -19,6 +16,7 @@ from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam
 
 from esper_runtime.tolaria import values
 from esper_runtime.tolaria.arena import Arena, Member, aligned_zeros, arenas_of
+from esper_runtime.tolaria.flat import PIECE_ELEMENTS, SCALARS, Flat
 
 ELEMENTWISE: frozenset[type[Optimizer]] = frozenset(
     {SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, ASGD, Rprop}
@@ -26,36 +24,9 @@ ELEMENTWISE: frozenset[type[Optimizer]] = frozenset(
 """Exactly these classes; a subclass may do anything. tests/unit/runtime/tolaria proves equality bit for bit."""
 
 
-_SCALARS = frozenset({"step", "mu_product", "eta", "mu"})
-"""State of those classes that is one number per parameter; everything else is one number per element."""
-
-
 class Path(StrEnum):
     FLAT = "flat"
     PER_TENSOR = "per-tensor"
-
-
-class GradientBuffer:
-    """Gradients of one parameter arena, and the flat Parameter that the optimizer sees in its place."""
-
-    def __init__(self, arena: Arena, group: int) -> None:
-        self.arena = arena
-        self.group = group
-        self.gradient = aligned_zeros(arena.buffer.numel(), dtype=arena.buffer.dtype, device=arena.buffer.device)
-        self.views = tuple(member.view(self.gradient) for member in arena.members)
-        self.flat = nn.Parameter(arena.buffer)
-        self.flat.grad = self.gradient
-
-    def attach(self) -> None:
-        for parameter, view in zip(self.arena.tensors, self.views, strict=True):
-            parameter.grad = view
-
-    def without_gradient(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parameters that backward left out, with their views."""
-        for parameter, view in zip(self.arena.tensors, self.views, strict=True):
-            replaced = parameter.grad is not view
-            if replaced or bool(((view == 0) & torch.signbit(view)).all()):
-                yield parameter, view
 
 
 class Update:
@@ -67,18 +38,16 @@ class Update:
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         self._require_known()
         self.needs_closure = _needs_closure(optimizer)
-        self.buffers = tuple(
-            GradientBuffer(arena, index)
+        self._flats = tuple(
+            Flat(arena, index, piece_elements=_piece_elements(arena, optimizer.param_groups[index]))
             for index, group in enumerate(self._groups)
             for arena in arenas_of(f"parameters.{index}", self._trainable(group))
         )
-        if not self.buffers:
+        if not self._flats:
             raise ValueError("the optimizer has no parameter that requires a gradient: nothing would be trained")
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.why = why_per_tensor(model, optimizer) or "elementwise optimizer"
         self.path = Path.FLAT if self.why == "elementwise optimizer" else Path.PER_TENSOR
-        self._accumulations: int | None = None
-        self._mark = 0
         self._factor = 1.0
         if self.path is Path.FLAT:
             self._flatten()
@@ -95,58 +64,63 @@ class Update:
     def _trainable(self, group: list[Tensor]) -> list[tuple[str, Tensor]]:
         return [(self.names[id(parameter)], parameter) for parameter in group if parameter.requires_grad]
 
+    @property
+    def arenas(self) -> tuple[Arena, ...]:
+        """The memory of the trained parameters."""
+        return tuple(flat.arena for flat in self._flats)
+
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Trained parameters by name."""
-        for buffer in self.buffers:
-            yield from zip((member.name for member in buffer.arena.members), buffer.arena.tensors, strict=True)
+        for arena in self.arenas:
+            yield from zip((member.name for member in arena.members), arena.tensors, strict=True)
 
     # One step
 
     def prepare(self) -> None:
         """Clears all gradients."""
-        if self.path is Path.PER_TENSOR:
-            self._clear()
-            return
-        mark = 0
-        for buffer in self.buffers:
-            mark += buffer.gradient.fill_(-0.0)._version
-        self._mark = mark
+        for flat in self._flats:
+            flat.release_gradients()
 
     def collect(self) -> None:
-        """Call after backward: notices parameters that got no gradient."""
+        """Call after backward: takes the gradients up, and notices parameters that got none."""
         if self.path is Path.PER_TENSOR:
             return
-        count = -self._mark
-        for buffer in self.buffers:
-            count += buffer.gradient._version
-        if count != self._accumulations:
-            self._look_closer(count)
+        for flat in self._flats:
+            for parameter in flat.arena.tensors:
+                gradient = parameter.grad
+                if gradient is None or gradient.is_sparse:
+                    self._fall_back_in_step()
+                    return
+        for flat in self._flats:
+            flat.take_gradients()
 
-    def _look_closer(self, count: int) -> None:
-        missing = [entry for buffer in self.buffers for entry in buffer.without_gradient()]
+    def _fall_back_in_step(self) -> None:
+        missing = [name for name, parameter in self.parameters() if parameter.grad is None]
         if not missing:
-            self._accumulations = count
+            self.fall_back("sparse gradients")
             return
-        names = [self.names[id(parameter)] for parameter, _ in missing]
-        for parameter, view in missing:
-            if parameter.grad is view:
-                parameter.grad = None
-        more = f" and {len(names) - 1} more" if names[1:] else ""
-        self.fall_back(f"{names[0]}{more} got no gradient in a step")
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        self.fall_back(f"{missing[0]}{more} got no gradient in a step")
 
     def squared_norm(self) -> float:
         """Sum of squares of all gradients: finite unless one is not, or the sum overflows."""
-        if self.path is Path.FLAT:
-            return sum(_squares(buffer.gradient) for buffer in self.buffers)
-        return sum(_squares(_dense(gradient).reshape(-1)) for gradient in self._gradients())
+        return sum([_squares(gradient.reshape(-1)) for gradient in self.gradients()])
 
     def all_finite(self) -> bool:
         """Exact, for when the sum of squares is not finite."""
-        return all(bool(torch.isfinite(_dense(gradient)).all()) for gradient in self._gradients())
+        return all(bool(torch.isfinite(gradient).all()) for gradient in self.gradients())
 
     def scale_gradients(self, factor: float) -> None:
-        for gradient in self._gradients():
+        for gradient in self.gradients():
             gradient.mul_(factor)
+
+    def gradients(self) -> Iterator[Tensor]:
+        """What the optimizer is going to use, between collect and prepare. Not to be kept."""
+        if self.path is Path.FLAT:
+            for flat in self._flats:
+                yield from flat.gradients()
+        else:
+            yield from (_dense(p.grad) for arena in self.arenas for p in arena.tensors if p.grad is not None)
 
     def set_learning_rate(self, factor: float) -> None:
         """Multiplies every group's own rate by `factor`, from the next apply on."""
@@ -171,36 +145,24 @@ class Update:
         else:
             self.optimizer.step()
 
-    def _gradients(self) -> Iterator[Tensor]:
-        if self.path is Path.FLAT:
-            yield from (buffer.gradient for buffer in self.buffers)
-        else:
-            yield from (p.grad for buffer in self.buffers for p in buffer.arena.tensors if p.grad is not None)
-
-    def _clear(self) -> None:
-        for buffer in self.buffers:
-            for parameter in buffer.arena.tensors:
-                parameter.grad = None
-
     # Changing the path
 
     def _flatten(self) -> None:
-        """Makes the optimizer see arenas. State it already has (Adagrad) becomes flat too."""
-        for buffer in self.buffers:
-            states = [self.optimizer.state.pop(parameter, {}) for parameter in buffer.arena.tensors]
+        """Makes the optimizer see pieces. State it already has (Adagrad) becomes theirs."""
+        for flat in self._flats:
+            states = [self.optimizer.state.pop(parameter, {}) for parameter in flat.arena.tensors]
             if states[0]:
-                self.optimizer.state[buffer.flat] = _joined(buffer.arena, states)
-            buffer.attach()
+                flat.put_state(self.optimizer.state, _joined(flat.arena, states))
         for index, group in enumerate(self.optimizer.param_groups):
-            group["params"] = [buffer.flat for buffer in self.buffers if buffer.group == index]
+            group["params"] = [p.parameter for flat in self._flats if flat.group == index for p in flat.pieces]
 
     def fall_back(self, why: str) -> None:
         """Moves to the per-tensor path: parameters and moments stay where they are, as views of the same memory."""
         if self.path is Path.PER_TENSOR:
             return
-        for buffer in self.buffers:
-            state = self.optimizer.state.pop(buffer.flat, {})
-            for parameter, part in zip(buffer.arena.tensors, _split(buffer.arena, state), strict=True):
+        for flat in self._flats:
+            state = flat.pop_state(self.optimizer.state)
+            for parameter, part in zip(flat.arena.tensors, _split(flat.arena, state), strict=True):
                 if part:
                     self.optimizer.state[parameter] = part
         for group, parameters in zip(self.optimizer.param_groups, self._groups, strict=True):
@@ -220,31 +182,29 @@ class Update:
         return skeleton, tensors
 
     def _live(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        states = self.optimizer.state
         if self.path is Path.FLAT:
-            pairs = [(buffer.arena.name, buffer.flat) for buffer in self.buffers]
+            found = [(flat.arena.name, flat.state(states)) for flat in self._flats]
         else:
-            pairs = list(self.parameters())  # type: ignore[arg-type]
-        for name, parameter in pairs:
-            if parameter in self.optimizer.state:
-                yield name, self.optimizer.state[parameter]
+            found = [(name, states.get(parameter, {})) for name, parameter in self.parameters()]
+        yield from ((name, state) for name, state in found if state)
 
     def put_live_state(self, path: Path, skeleton: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Replaces the optimizer's state by what `live_state` gave on `path`; live tensors of equal shape are kept."""
-        flat = {buffer.arena.name: buffer for buffer in self.buffers}
         if path is Path.PER_TENSOR:
             self.fall_back("a restored state is per tensor")
-        by_name: dict[str, Any] = {name: buffer.flat for name, buffer in flat.items()}
-        if self.path is Path.PER_TENSOR and path is Path.PER_TENSOR:
-            by_name = dict(self.parameters())
         found = {name: {k: values.unpack(s, tensors) for k, s in state.items()} for name, state in skeleton.items()}
-        if self.path is Path.PER_TENSOR and path is Path.FLAT:
+        if self.path is Path.FLAT:
+            for flat in self._flats:
+                flat.put_state(self.optimizer.state, found.get(flat.arena.name, {}))
+            return
+        if path is Path.FLAT:
             found = {
                 member.name: part
-                for name, state in found.items()
-                for member, part in zip(flat[name].arena.members, _split(flat[name].arena, state), strict=True)
+                for arena in self.arenas
+                for member, part in zip(arena.members, _split(arena, found.get(arena.name, {})), strict=True)
             }
-            by_name = dict(self.parameters())
-        for name, parameter in by_name.items():
+        for name, parameter in self.parameters():
             _assign(self.optimizer.state, parameter, found.get(name))
 
     def portable_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -256,10 +216,10 @@ class Update:
         return skeleton, tensors
 
     def _per_parameter(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for buffer in self.buffers:
-            arena = buffer.arena
+        for flat in self._flats:
+            arena = flat.arena
             if self.path is Path.FLAT:
-                states = _split(arena, self.optimizer.state.get(buffer.flat, {}))
+                states = _split(arena, flat.state(self.optimizer.state))
             else:
                 states = [self.optimizer.state.get(parameter, {}) for parameter in arena.tensors]
             for member, state in zip(arena.members, states, strict=True):
@@ -269,17 +229,22 @@ class Update:
     def put_portable_state(self, skeleton: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Replaces the optimizer's state by what `portable_state` gave; the path follows if it must."""
         states = {n: {k: values.unpack(s, tensors) for k, s in state.items()} for n, state in skeleton.items()}
-        for buffer in self.buffers:
-            if self.path is Path.FLAT and not _joinable([states.get(m.name, {}) for m in buffer.arena.members]):
+        for arena in self.arenas:
+            if self.path is Path.FLAT and not _joinable([states.get(m.name, {}) for m in arena.members]):
                 self.fall_back("a restored state differs between parameters")
-        for buffer in self.buffers:
-            arena = buffer.arena
-            parts = [states.get(member.name, {}) for member in arena.members]
+        for flat in self._flats:
+            parts = [states.get(member.name, {}) for member in flat.arena.members]
             if self.path is Path.FLAT:
-                _assign(self.optimizer.state, buffer.flat, _joined(arena, parts) if parts[0] else None)
+                flat.put_state(self.optimizer.state, _joined(flat.arena, parts))
                 continue
-            for parameter, part in zip(arena.tensors, parts, strict=True):
+            for parameter, part in zip(flat.arena.tensors, parts, strict=True):
                 _assign(self.optimizer.state, parameter, part or None)
+
+
+def _piece_elements(arena: Arena, group: Mapping[str, Any]) -> int:
+    """Only where tensors are updated one after the other does a small piece stay in a cache."""
+    one_by_one = arena.buffer.device.type == "cpu" and not group.get("foreach")
+    return PIECE_ELEMENTS if one_by_one else max(arena.buffer.numel(), 1)
 
 
 def why_per_tensor(model: nn.Module, optimizer: Optimizer) -> str | None:
@@ -311,7 +276,7 @@ def _needs_closure(optimizer: Optimizer) -> bool:
 
 def _squares(flat: Tensor) -> float:
     wide = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
-    return float(torch.dot(wide, wide)) if not wide.is_complex() else float(torch.vdot(wide, wide).real)
+    return torch.dot(wide, wide).item() if not wide.is_complex() else torch.vdot(wide, wide).real.item()
 
 
 def _dense(gradient: Tensor) -> Tensor:
@@ -324,7 +289,7 @@ def _split(arena: Arena, state: Mapping[str, Any]) -> list[dict[str, Any]]:
     def of(member: Member, key: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.clone() if key in _SCALARS else member.view(value)
+        return value.clone() if key in SCALARS else member.view(value)
 
     return [{key: of(member, key, value) for key, value in state.items()} for member in arena.members]
 
@@ -339,7 +304,7 @@ def _joinable(parts: list[dict[str, Any]]) -> bool:
 
 def _agree(key: str, one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return key not in _SCALARS or torch.equal(one, other)
+        return key not in SCALARS or torch.equal(one, other)
     return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)
 
 
@@ -348,7 +313,7 @@ def _joined(arena: Arena, parts: list[dict[str, Any]]) -> dict[str, Any]:
     for key, first in parts[0].items():
         if not isinstance(first, Tensor):
             joined[key] = first
-        elif key in _SCALARS:
+        elif key in SCALARS:
             joined[key] = first.clone()
         else:
             joined[key] = aligned_zeros(arena.buffer.numel(), dtype=first.dtype, device=arena.buffer.device)

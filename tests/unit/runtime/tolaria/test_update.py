@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from esper_runtime.tolaria.flat import PIECE_ELEMENTS
 from esper_runtime.tolaria.update import Path, Update
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -106,6 +107,14 @@ def same_bits(one: nn.Module, other: nn.Module) -> None:
         assert a.numpy().tobytes() == b.numpy().tobytes(), name
 
 
+@pytest.fixture(params=[PIECE_ELEMENTS, 64, 16], ids=lambda size: f"pieces of {size}")
+def piece_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The last ones cut the tensors of Net into many pieces and join few."""
+    monkeypatch.setattr("esper_runtime.tolaria.update.PIECE_ELEMENTS", request.param)
+    return int(request.param)
+
+
+@pytest.mark.usefixtures("piece_elements")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_flat_update_gives_the_bits_of_a_plain_loop(name: str):
     expected, model = net(), net()
@@ -160,6 +169,7 @@ def test_per_tensor_path_gives_the_bits_of_a_plain_loop(name: str):
     same_bits(model, expected)
 
 
+@pytest.mark.usefixtures("piece_elements")
 @pytest.mark.parametrize("name", ["sgd-momentum", "adamw", "adagrad-all", "nadam", "asgd"])
 def test_falling_back_in_the_middle_changes_no_bit(name: str):
     expected, model = net(), net()
@@ -185,6 +195,7 @@ class Sometimes(Net):
         return self.rare(scores) if self.calls % 3 else scores
 
 
+@pytest.mark.usefixtures("piece_elements")
 @pytest.mark.parametrize("name", ["sgd-nesterov", "adamw", "adam-amsgrad", "rmsprop-all"])
 def test_parameter_without_a_gradient_in_a_step_is_skipped_as_torch_skips_it(name: str):
     """A zero gradient would be decayed and would move the moments; None is left alone."""
@@ -230,16 +241,56 @@ def test_mixed_dtypes_get_an_arena_each():
     model = net()
     model.head.to(torch.bfloat16)
     update = Update(model, SGD(model.parameters(), lr=0.1))
-    assert sorted(str(buffer.gradient.dtype) for buffer in update.buffers) == ["torch.bfloat16", "torch.float32"]
+    assert sorted(str(arena.buffer.dtype) for arena in update.arenas) == ["torch.bfloat16", "torch.float32"]
 
 
 def test_views_start_at_cache_lines_and_keep_channels_last():
     model = net()
     update = Update(model, SGD(model.parameters(), lr=0.1))
     assert model.conv.weight.is_contiguous(memory_format=torch.channels_last)
-    for buffer in update.buffers:
-        assert all(parameter.data_ptr() % 64 == 0 for parameter in buffer.arena.tensors)
-        assert all(view.data_ptr() % 64 == 0 for view in buffer.views)
+    assert all(tensor.data_ptr() % 64 == 0 for arena in update.arenas for tensor in arena.tensors)
+    assert all(piece.data_ptr() % 64 == 0 for group in update.optimizer.param_groups for piece in group["params"])
+
+
+def test_pieces_cover_every_parameter_once_and_stay_small(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("esper_runtime.tolaria.update.PIECE_ELEMENTS", 64)
+    model = net()
+    update = Update(model, SGD(model.parameters(), lr=0.1))
+    pieces = update.optimizer.param_groups[0]["params"]
+    assert max(piece.numel() for piece in pieces) <= 64
+    assert len(pieces) < len(list(model.parameters())) + 189 // 64  # 189 elements of the convolution
+    [arena] = update.arenas
+    assert sum(piece.numel() for piece in pieces) <= arena.buffer.numel()
+    for piece in pieces:
+        piece.data.add_(1.0)
+    expected = net()
+    for (name, one), (_, other) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
+        assert torch.equal(one, other + 1), name
+
+
+def test_moments_lie_in_one_buffer_once_somebody_looks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("esper_runtime.tolaria.update.PIECE_ELEMENTS", 64)
+    model = net()
+    update = Update(model, AdamW(model.parameters(), lr=0.01))
+    ours(model, update, end=2)
+    _, first = update.live_state()
+    ours(model, update, start=2, end=4)
+    _, second = update.live_state()
+    [arena] = update.arenas
+    moments = [name for name in first if not name.endswith("step")]
+    assert len(moments) == 2
+    assert all(first[name].data_ptr() == second[name].data_ptr() for name in moments)
+    assert all(first[name].shape == arena.buffer.shape for name in moments)
+
+
+def test_autograds_memory_is_given_back_before_the_next_backward(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("esper_runtime.tolaria.update.PIECE_ELEMENTS", 16)
+    model = net()
+    update = Update(model, SGD(model.parameters(), lr=0.1))
+    ours(model, update, end=1)
+    update.prepare()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert sum(piece.grad is not None for piece in update.optimizer.param_groups[0]["params"]) < 8
 
 
 def test_optimizer_with_a_parameter_outside_the_model_is_refused():
@@ -249,6 +300,7 @@ def test_optimizer_with_a_parameter_outside_the_model_is_refused():
         Update(model, SGD([*model.parameters(), extra], lr=0.1))
 
 
+@pytest.mark.usefixtures("piece_elements")
 @pytest.mark.parametrize("name", ["sgd-momentum", "adamw", "nadam", "adagrad-all", "asgd", "rprop"])
 @pytest.mark.parametrize("fallen_back", [False, True])
 def test_portable_state_continues_on_either_path(name: str, fallen_back: bool):
@@ -271,12 +323,12 @@ def test_portable_state_continues_on_either_path(name: str, fallen_back: bool):
 def test_not_finite_values_are_seen_and_an_overflowing_sum_is_not_taken_for_one():
     model = net()
     update = Update(model, SGD(model.parameters(), lr=0.1))
-    update.prepare()
-    for buffer in update.buffers:
-        buffer.gradient.fill_(1e30)
+    ours(model, update, end=1)
+    for gradient in update.gradients():
+        gradient.fill_(1e30)
     assert update.squared_norm() == float("inf")
     assert update.all_finite()
-    update.buffers[0].gradient[3] = float("inf")
+    next(update.gradients())[3] = float("inf")
     assert not update.all_finite()
 
 
