@@ -41,8 +41,12 @@ class Applier:
         self._written: dict[str, dict[ChildKey, str]] = {}
         """Digest of each child as last written or found, by run UID."""
 
+        self._pods: dict[str, frozenset[str]] = {}
+        """UIDs of the pods last seen of the newest Job, by run UID; nothing until its first pod is there."""
+
     def forget(self, uid: str) -> None:
         self._written.pop(uid, None)
+        self._pods.pop(uid, None)
 
     def doubt(self, uid: str) -> None:
         """Looks at the children again at the next chance: somebody may have changed or deleted them."""
@@ -50,6 +54,8 @@ class Applier:
 
     async def apply(self, seen: Observation, plan: Plan) -> Applied:
         """KubeError when something should be tried again. What the server refused for good is in the result."""
+        if self._needed(seen, plan):
+            self.doubt(seen.run.uid)
         refused = waiting = ""
         failure: KubeError | None = None
         try:
@@ -76,6 +82,17 @@ class Applier:
         return Applied(signal=record, refused=refused[:MAX_REFUSAL], waiting=waiting)
 
     # --- children ---
+
+    def _needed(self, seen: Observation, plan: Plan) -> bool:
+        """A pod is about to mount the children: that of a new Job, or one that replaces another."""
+        uid = seen.run.uid
+        before, pods = self._pods.get(uid), frozenset(pod.uid for pod in seen.pods)
+        if plan.job is not None:
+            self._pods.pop(uid, None)
+            return True
+        if pods:
+            self._pods[uid] = pods
+        return before is not None and not pods <= before
 
     async def _child(self, run: Run, child: Child) -> None:
         resource, manifest = resource_of(child.manifest), child.manifest
