@@ -1,5 +1,6 @@
 """Runs the real trainer on a tiny workload, in this process or in one of its own."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from esper_leyline import env, paths
+from esper_leyline.exitcodes import ExitCode
 from esper_leyline.journal import JournalReader
 from esper_leyline.pages import EmergencyRecord, Heartbeat, Page
+from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import parse
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import EMERGENCY_SOURCE_SPEC
+from esper_runtime.checkpoint import LoadedGeneration, Store
 from esper_runtime.tolaria.assemble import assemble, build, lay_out
 from esper_runtime.tolaria.loop import Parts, train
 from esper_runtime.tolaria.outcome import Outcome
@@ -22,6 +26,7 @@ from esper_runtime.tolaria.state import TrainState
 
 CODE = Path(__file__).with_name("tinycode")
 UID = "0f0e0d0c-run"
+PAUSED = Outcome(exit_code=ExitCode.DRAINED, reason=RunReason.DRAINED)
 EVENTS = tuple(field.name for field in pb.RuntimeEvent.DESCRIPTOR.oneofs_by_name["event"].fields)
 
 
@@ -93,6 +98,16 @@ class Pod:
             parts.checkpoints.close(5.0)
             parts.epoch_end.handshake.close()
 
+    def skipping(self, *numbers: int) -> Outcome:
+        """`train`, with the batches of these numbers left out by construction."""
+        parts, state = self.assemble()
+        state.loader.skipped.update(state.loader.position_of(number) for number in numbers)
+        try:
+            return train(parts, state)
+        finally:
+            parts.checkpoints.close(5.0)
+            parts.epoch_end.handshake.close()
+
     def spawn(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", "esper_runtime.tolaria.trainer"],
@@ -100,6 +115,12 @@ class Pod:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    # What it left
+
+    def newest(self) -> LoadedGeneration:
+        """Its newest verified checkpoint."""
+        return newest(self.root / "checkpoints", uid=self.uid)
 
     # What it said
 
@@ -140,3 +161,39 @@ class Pod:
             source=EMERGENCY_SOURCE_SPEC,
         )
         Page.create(self.run_dir / paths.EMERGENCY_PAGE).write(0, record.words())
+
+
+class Turns:
+    """A trainer that pauses after so many new steps: `run(20)` trains on and gives PAUSED, or its end."""
+
+    def __init__(self, parts: Parts, state: TrainState) -> None:
+        self._control: Any = parts.control
+        self._parts = dataclasses.replace(parts, control=self)  # type: ignore[arg-type]
+        self._state = state
+        self._pause_at = 0
+
+    def run(self, steps: int) -> Outcome:
+        self._pause_at = self._state.step + steps
+        return train(self._parts, self._state)
+
+    def poll(self) -> Outcome | None:
+        """In the place of Control's, which is asked first."""
+        outcome: Outcome | None = self._control.poll()
+        return PAUSED if outcome is None and self._state.step >= self._pause_at else outcome
+
+
+def newest(checkpoints: Path, *, uid: str = UID) -> LoadedGeneration:
+    loaded = Store(checkpoints, run_uid=uid, attempt=1).load_newest()
+    assert loaded is not None
+    return loaded
+
+
+def same_bits(one: LoadedGeneration, other: LoadedGeneration) -> None:
+    """Model, optimizer, random states and judge bit for bit, and every fact but the time it took."""
+    for stem in ("model", "optimizer", "aux"):
+        ours, theirs = one.tensors[stem], other.tensors[stem]
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert tensor.numpy().tobytes() == theirs[name].numpy().tobytes(), f"{stem}: {name}"
+    for key in one.state.keys() - {"seconds", "run"}:
+        assert one.state[key] == other.state[key], key

@@ -103,6 +103,7 @@ class Checkpoints:
 
     def _saved(self, outcome: SaveOutcome) -> None:
         self.saved_step = outcome.step
+        self._facts.settle()
         if self._degraded:
             self._degraded = False
             message = f"step {outcome.step} is saved"

@@ -1,6 +1,7 @@
 """Facts of the run that no rollback and no restart undoes: counters, fired faults, learning rate, skipped batches.
 
-They live in the run's write-ahead log. When its volume fails they go on in memory, so that training can too.
+They live in the run's write-ahead log. When its volume fails they go on in memory, so that training can too, and the
+log gets all of them at once when it can be written again.
 """
 
 import logging
@@ -23,7 +24,7 @@ class Facts:
         self._run_seconds = run_seconds
         self._state: WalState = wal.replay()
         self.lost = ""
-        """Why the newest fact is in memory alone; empty when it is durable."""
+        """Why facts are in memory alone; empty when all of them are durable."""
 
     @property
     def state(self) -> WalState:
@@ -35,6 +36,16 @@ class Facts:
     def record(self, kind: Kind, **fields: Any) -> bool:
         """Adds a fact. False when it could not be made durable; it counts in this process all the same."""
         self._state = self._state.after(kind, fields)
+        if self.lost:  # the log lacks older facts too
+            return self._append(Kind.STATE, self._state.fields())
+        return self._append(kind, fields)
+
+    def settle(self) -> None:
+        """Writes what the log lacks. Call when its volume is known to work again."""
+        if self.lost:
+            self._append(Kind.STATE, self._state.fields())
+
+    def _append(self, kind: Kind, fields: dict[str, Any]) -> bool:
         try:
             self._wal.append(kind, **fields)
         except OSError as error:

@@ -87,6 +87,35 @@ def test_counters_go_on_in_memory_when_the_log_fails(tmp_path: Path, monkeypatch
     assert "No space left" in known.lost
 
 
+@pytest.mark.parametrize("how", ["by the next fact", "when told that the volume works"])
+def test_what_the_log_refused_is_in_it_once_it_works_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str):
+    known = facts(tmp_path)
+    known.rolled_back(cause="NonFiniteLoss", from_step=3, to_step=2)
+    with monkeypatch.context() as broken:
+        full(known, broken)
+        known.record(Kind.SKIP, positions=[4])
+        known.record(Kind.FAULT, key="0:Crash:7")
+        known.record(Kind.LEARNING_RATE, scale=0.5)
+    if how == "by the next fact":
+        assert known.record(Kind.RESTART)
+    else:
+        known.settle()
+    assert known.lost == ""
+    known._wal.close()
+    again = facts(tmp_path)
+    assert again.state == known.state
+    assert again.state.skipped_positions == (4,)
+    again._wal.close()
+
+
+def test_settling_writes_nothing_when_nothing_is_lost(tmp_path: Path):
+    known = facts(tmp_path)
+    known.record(Kind.SKIP, positions=[4])
+    before = (tmp_path / "wal.log").read_bytes()
+    known.settle()
+    assert (tmp_path / "wal.log").read_bytes() == before
+
+
 def test_rollbacks_are_counted_by_the_run_s_own_clock(tmp_path: Path):
     now = [100.0]
     known = Facts(Wal(tmp_path / "wal.log"), run_seconds=lambda: now[0])

@@ -1,0 +1,122 @@
+"""P1: Esper's loop with every protection on, against the plain PyTorch loop of the same model, data and optimizer.
+
+.venv/bin/python tests/bench/bench_overhead.py [--rounds 30] [--threads 1] [--only digits]
+
+Esper's side is the real loop on the real parts: finite check of loss and gradient before the optimizer steps, loss
+spikes judged, heartbeat page written and emergency page read every step, a memory snapshot with its digest every ten
+steps (checkpoint.memory.everySteps at its default). The plain side takes the same batches in the same order and does
+zero_grad, forward, backward, step and loss.item(). Sides take turns, a round of steps each, in one process; the order
+within a round alternates too. Not in it: validation, durable checkpoints (a thread of their own) and sidecars.
+"""
+
+import argparse
+import gc
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from esper_runtime.tolaria.data import Loader
+
+from tests.bench.code import benchload
+from tests.bench.common import machine, ratio, row, timed
+from tests.support.trainers import PAUSED, Pod, Turns
+
+CODE = Path(__file__).with_name("code")
+ROUND_S = 0.1
+CASES = (
+    ("64", "adamw"),
+    ("64", "sgd"),
+    ("512", "adamw"),
+    ("digits", "adamw"),
+    ("3072", "adamw"),
+)
+"""Model and optimizer. A perceptron of width 3072 has 9.7 million parameters."""
+
+
+def esper_side(directory: Path, model: str, optimizer: str, threads: int) -> tuple[Callable[[int], None], str, int]:
+    """(runs so many steps, optimizer path, parameters)"""
+    pod = Pod(directory)
+    pod.configure(entrypoint="benchload:build", checkpoint={})
+    pod.document["config"] = {"model": model, "optimizer": optimizer, "threads": threads}
+    pod.write_config()
+    parts, state = pod.assemble()
+    turns = Turns(parts, state)
+
+    def run(steps: int) -> None:
+        assert turns.run(steps) is PAUSED
+
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    return run, str(state.update.path), parameters
+
+
+def plain_side(model: str, optimizer: str) -> Callable[[int], None]:
+    torch.manual_seed(0)
+    load = benchload.build({"model": model, "optimizer": optimizer})
+    network = load.model.train()
+    chosen = load.optimizer(network.parameters())
+    loader = Loader(
+        load.train, batch_size=load.batch_size, seed=load.seed, device=torch.device("cpu"), transform=load.transform
+    )
+    total = 0.0
+
+    def run(steps: int) -> None:
+        nonlocal total
+        for _ in range(steps):
+            batch = loader.take()
+            chosen.zero_grad()
+            loss = load.loss(network, batch)
+            loss.backward()
+            chosen.step()
+            total += loss.item()
+
+    return run
+
+
+def measure(sides: dict[str, Callable[[int], None]], rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Milliseconds per step of each side in each round, and steps per round."""
+    plain = sides["plain"]
+    plain(10)
+    steps = max(10, round(ROUND_S / (timed(lambda: plain(10)) / 10) / 10) * 10)
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side(steps)
+    gc.collect()
+    for number in range(rounds):
+        names = list(sides)
+        for name in names if number % 2 else reversed(names):
+            taken[name].append(timed(lambda side=sides[name]: side(steps)) / steps * 1e3)  # type: ignore[misc]
+    return taken, steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="a model: digits, 64, 512, 3072")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(CODE))
+    print(f"{machine()}, torch {torch.__version__}, {arguments.threads} thread(s)")
+    for model, optimizer in CASES:
+        if arguments.only not in ("", model):
+            continue
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+            esper, path, parameters = esper_side(Path(directory), model, optimizer, arguments.threads)
+            torch.set_num_threads(arguments.threads)
+            sides = {"plain": plain_side(model, optimizer), "esper": esper}
+            if optimizer == "adamw":
+                sides["plain, fused"] = plain_side(model, "adamw-fused")
+            taken, steps = measure(sides, arguments.rounds)
+        print(f"{model}, {optimizer}: {parameters:,} parameters, optimizer path {path}, {steps} steps a round")
+        for name, values in taken.items():
+            print(row(f"{name}, per step", values))
+        print(ratio("esper / plain", taken["esper"], taken["plain"]))
+        if "plain, fused" in taken:
+            print(ratio("esper / plain, fused", taken["esper"], taken["plain, fused"]))
+
+
+if __name__ == "__main__":
+    main()
