@@ -46,9 +46,13 @@ def test_a_run_survives_a_nan_and_brings_home_a_good_model(laptop, tmp_path):
     files = [tmp_path / line for line in fetched.stdout.split()]
     assert sorted(f.name for f in files) == ["model.json", "model.safetensors"]
     measured = held_out_accuracy(read_safetensors(tmp_path / "out/model.safetensors"))
-    stated = json.loads((tmp_path / "out/model.json").read_text())["metrics"]["validation_accuracy"]
+    described = json.loads((tmp_path / "out/model.json").read_text())
     assert measured >= 0.95
-    assert measured == pytest.approx(stated, abs=1 / 360)
+    assert measured == pytest.approx(described["metrics"]["validation_accuracy"], abs=1e-4)
+    complete = here.condition("Complete")["message"]
+    assert f"step {described['step']}: " in complete
+    assert f"validation_accuracy {measured:.4f}" in complete
+    assert complete in here.said(0)
     anew(here)
 
 

@@ -35,4 +35,5 @@ def succeeded(seen: Observation) -> Plan | None:
     end = attempt_end(seen)
     if end is None or end.kind is not EndKind.COMPLETE:
         return None
-    return record(RunReason.COMPLETE, "training is complete", Outcome(ending=Ending.SUCCEEDED))
+    result = f": {end.message}" if end.message else ""
+    return record(RunReason.COMPLETE, f"training is complete{result}", Outcome(ending=Ending.SUCCEEDED))

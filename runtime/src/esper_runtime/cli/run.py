@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper_leyline.exitcodes import CliExit
-from esper_leyline.phases import Phase
+from esper_leyline.phases import ConditionType, Phase
 
 from esper_runtime.cli.live import View, view
 from esper_runtime.cli.local_backend import export_directory
@@ -132,6 +132,8 @@ def _conclude(state: StateDir, code: CliExit, options: str) -> None:
     say("")
     name, phase = resource["metadata"]["name"], find(resource, "status", "phase")
     if code is CliExit.SUCCEEDED:
+        complete = next(c for c in resource["status"]["conditions"] if c["type"] == ConditionType.COMPLETE)
+        say(complete["message"])
         say(f"model: {nearby(export_directory(state, resource) / 'model.safetensors')}")
     say(f"{name}: {phase}; {_NEXT[code](name + options)}")
 
