@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +26,7 @@ from esper_operator.reports import Intake
 from esper_operator.signals import Signals
 
 from esper_runtime.local.api import LocalApi
+from esper_runtime.local.errors import LocalError
 from esper_runtime.local.guardian import Guardian
 from esper_runtime.local.jobs import Jobs
 from esper_runtime.local.objects import Objects
@@ -58,6 +60,7 @@ class Options:
 
 async def drive(state: StateDir, prepared: Prepared, options: Options) -> CliExit:
     """Runs the prepared run until it ends. The caller holds the runner lock."""
+    require_linux(sys.platform)
     await _end_leftovers(prepared.resource["metadata"]["uid"], options.say)
     loop = asyncio.get_running_loop()
     # One that is ignored already (nohup, a shell's background) stays so.
@@ -70,6 +73,15 @@ async def drive(state: StateDir, prepared: Prepared, options: Options) -> CliExi
         finally:
             for number in heeded:
                 loop.remove_signal_handler(number)
+
+
+def require_linux(platform: str) -> None:
+    """LocalError elsewhere: processes are found by /proc, pages and mounts are watched by inotify."""
+    if not platform.startswith("linux"):
+        raise LocalError(
+            f"`esper run` needs Linux, this is {platform}: use WSL 2, a container or a Linux machine; "
+            "all other commands work here, and so do runs on a cluster"
+        )
 
 
 @contextlib.asynccontextmanager
@@ -254,7 +266,13 @@ def _scratch() -> Iterator[tuple[Path, Path]]:
     """Two directories that end with this process: one with a short path, one in memory where there is such a place."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     usable = 0 < len(base) <= _MAX_BASE and os.access(base, os.W_OK)
-    scratch = Path(tempfile.mkdtemp(prefix="esper-", dir=base if usable else "/tmp"))
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix="esper-", dir=base if usable else "/tmp"))
+    except OSError as error:
+        raise LocalError(
+            f"{error.filename}: {error.strerror}: sockets need a short path; set XDG_RUNTIME_DIR to a directory of "
+            f"yours of at most {_MAX_BASE} characters"
+        ) from error
     memory = Path("/dev/shm")
     shm = Path(tempfile.mkdtemp(prefix="esper-", dir=memory)) if os.access(memory, os.W_OK) else scratch / "shm"
     try:
