@@ -175,6 +175,10 @@ class Cluster:
     def items(self, path: str) -> list[dict[str, Any]]:
         return self.plane.request("GET", path.format(self.namespace)).body.get("items", [])
 
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """One object of the core group."""
+        return self.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/{kind}/{name}").body
+
     def children(self, kind: str, run: str) -> list[dict[str, Any]]:
         """Objects of that plural (jobs, pods, configmaps, ...) with the run's label."""
         group = "apis/batch/v1" if kind == "jobs" else "api/v1"

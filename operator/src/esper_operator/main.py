@@ -7,6 +7,7 @@ cluster cannot be used.
 import asyncio
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ from esper_operator import keys
 from esper_operator.assembly import Leadership, Operator, assemble
 from esper_operator.http import Check, application, at_most, serve
 from esper_operator.kube.client import Credentials, RestApi
-from esper_operator.kube.errors import KubeError, Throttled, Transient
+from esper_operator.kube.errors import KubeError, NotFound, Throttled, Transient
 from esper_operator.kube.lease import Elector, LeaseThread, identity_in
 from esper_operator.logs import configure
 from esper_operator.metrics import Metrics
@@ -39,7 +40,7 @@ GRACE_S = 5.0
 MAX_SILENCE_S, MAX_QUEUE_AGE_S, MAX_WORK_S, MAX_LAG_S = 180.0, 120.0, 300.0, 5.0
 MONITOR_S = 0.5
 PHASES_EVERY = 10
-SEED_RETRY_S = 2.0
+SEED_RETRY_S = FILL_RETRY_S = 2.0
 CATCH_UP_S = 10.0
 """For the reports in Redis: the stream is full with 10,000, which take about 2 s."""
 MAX_REFUSALS = 15
@@ -180,8 +181,8 @@ class Process:
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connections()))
         workers = asyncio.create_task(self._lead(operator, lease, oona), name="workers")
         roots = [workers, *self._roots(operator, lease, oona, session)]
+        roots.append(asyncio.create_task(self._start_kopf(operator, kopf), name="start of kopf"))
         lease.start()
-        kopf.start()
         code = await self._wait(roots, kopf, lease)
         await self._wind_down(operator, workers)
         await lease.stop()
@@ -261,14 +262,20 @@ class Process:
         await operator.events.flush(1.0)
 
     async def _fill(self, operator: Operator) -> None:
-        delay = 0.5
         while not operator.loaded.is_set():
             try:
                 await operator.fill()
             except KubeError as error:
-                logger.warning("the runs cannot be listed: %s", error)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 30.0)
+                why = "their CRD is not installed" if isinstance(error, NotFound) else str(error)
+                logger.warning("the runs cannot be listed: %s", why)
+                wait_s = error.retry_after_s if isinstance(error, Throttled) else FILL_RETRY_S
+                await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))
+        await asyncio.Event().wait()
+
+    async def _start_kopf(self, operator: Operator, kopf: KopfThread) -> None:
+        """Once runs can be listed: Kopf would never look again for a CRD that comes later."""
+        await operator.loaded.wait()
+        kopf.start()
         await asyncio.Event().wait()
 
     async def _resync(self, operator: Operator) -> None:

@@ -128,7 +128,8 @@ class KopfThread:
 
     async def stop(self, timeout_s: float = 8.0) -> None:
         self._stop.set()
-        await asyncio.to_thread(self._thread.join, timeout_s)
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join, timeout_s)
 
     def _run(self) -> None:
         error: Exception | None = None
