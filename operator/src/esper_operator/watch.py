@@ -150,14 +150,17 @@ class KopfThread:
             self.ended.set_exception(error)
 
     async def _operate(self) -> None:
-        await kopf.operator(
-            registry=registry(),
-            settings=settings(),
-            memo=self._feed,
-            clusterwide=not self._namespaces,
-            namespaces=self._namespaces,
-            standalone=True,
-            # Unused without peering; Kopf would look the user up by name, and a numeric user has none.
-            identity=cast(Any, "esper-operator"),
-            stop_flag=self._stop,
-        )
+        try:
+            await kopf.operator(
+                registry=registry(),
+                settings=settings(),
+                memo=self._feed,
+                clusterwide=not self._namespaces,
+                namespaces=self._namespaces,
+                standalone=True,
+                # Unused without peering; Kopf would look the user up by name, and a numeric user has none.
+                identity=cast(Any, "esper-operator"),
+                stop_flag=self._stop,
+            )
+        finally:
+            self._stop.set()  # lets go the thread in which Kopf waits for it; this loop could not end before
