@@ -133,7 +133,8 @@ class Laptop:
         return dict(self.resource().get("status") or {})
 
     def uid(self) -> str:
-        return str(self.resource()["metadata"]["uid"])
+        """Empty while there is no run."""
+        return str(self.resource().get("metadata", {}).get("uid", ""))
 
     def step(self) -> int:
         return int(self.status().get("progress", {}).get("step") or 0)
