@@ -101,6 +101,10 @@ class Supervised:
 
         until_sync(there, DEADLINE_S, f"step {step} of {pid}")
 
+    def started_training(self, step: int) -> None:
+        """Waits until some trainer has made `step`."""
+        until_sync(lambda: (beat := self.beat()) is not None and beat.step >= step, 3 * DEADLINE_S, f"step {step}")
+
     def events(self) -> list[pb.RuntimeEvent]:
         reader = JournalReader(self.run_dir / paths.JOURNAL)
         try:

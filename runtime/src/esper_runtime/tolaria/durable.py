@@ -7,10 +7,13 @@ counted, reported, and tried again at the next cadence.
 import errno
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import Checkpoint, ResumeFrom
 from esper_leyline.v1 import report_pb2 as pb
+from torch import Tensor
 
 from esper_runtime.checkpoint import LoadedGeneration, NoValidCheckpointError, SaveOutcome, Store, Writer
 from esper_runtime.checkpoint.wal import Kind
@@ -21,6 +24,7 @@ from esper_runtime.tolaria.telemetry import Events
 
 COMPONENT = "checkpoint"
 BEAT_S = 0.05
+T = TypeVar("T")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -127,11 +131,15 @@ class Checkpoints:
 
     # Back again
 
+    def load_first(self, resume_from: ResumeFrom | None) -> LoadedGeneration | None:
+        """What a start goes on from; see Store.load_newest, also for its errors."""
+        return self._beating(lambda: self.store.load_newest(resume_from))
+
     def load_newest(self, *, before_step: int | None = None) -> LoadedGeneration | None:
         """The newest verified generation; None without any, or when it is not older than `before_step`."""
         self.wait()
         try:
-            loaded = self.store.load_newest()
+            loaded = self._beating(self.store.load_newest)
         except NoValidCheckpointError:
             return None
         if loaded is None or (before_step is not None and loaded.step >= before_step):
@@ -142,9 +150,22 @@ class Checkpoints:
         """The best verified generation by retention.metric; None without any."""
         self.wait()
         try:
-            return self.store.load(ResumeFrom(run_uid=self.store.volume.run_uid, select="Best"))
+            best = ResumeFrom(run_uid=self.store.volume.run_uid, select="Best")
+            return self._beating(lambda: self.store.load(best))
         except NoValidCheckpointError:
             return None
+
+    def export(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Writes the finished model. SaveError when that failed."""
+        self._beating(lambda: self.store.export(tensors, meta))
+
+    def _beating(self, work: Callable[[], T]) -> T:
+        """The result of `work`, done in a thread, because a disk may take longer than a sign of life may."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="volume") as executor:
+            future = executor.submit(work)
+            while not wait((future,), BEAT_S).done:
+                self._beat()
+            return future.result()
 
     def close(self, timeout_s: float) -> None:
         self._writer.close(timeout_s)

@@ -88,7 +88,7 @@ class Finish:
 
     def _export(self, state: TrainState, meta: dict[str, Any]) -> bool:
         try:
-            self.checkpoints.store.export(export_tensors(state.model), meta)
+            self.checkpoints.export(export_tensors(state.model), meta)
         except SaveError as error:
             self.events.degradation("checkpoint", degraded=True, reason=RunReason.CHECKPOINT_FAILED, message=f"{error}")
             return False

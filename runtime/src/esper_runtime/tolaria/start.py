@@ -34,7 +34,7 @@ def restore(
     step = memory.restore_newest(state)
     if step is not None:
         return Origin(source="memory", step=step)
-    loaded = checkpoints.store.load_newest(resume_from)
+    loaded = checkpoints.load_first(resume_from)
     if loaded is None:
         memory.capture(state, good=True)
         return Origin(source="fresh", step=0)

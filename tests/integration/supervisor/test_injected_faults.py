@@ -1,0 +1,130 @@
+"""Every kind of spec.faultInjection through the real supervisor and the real trainer: found, answered, told, and the
+finished model has the bits of a run that nothing happened to (or that never saw the poisoned batches)."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from esper_leyline import env
+from esper_leyline.phases import FaultKind
+from esper_leyline.v1 import report_pb2 as pb
+
+from tests.support.supervised import Supervised
+from tests.support.trainers import CODE, Pod, newest, same_bits
+
+pytestmark = pytest.mark.timeout(400)
+STEP = 33
+"""Late enough for a spike to be told from a warm-up."""
+EPOCHS = 4
+CHECKPOINT = {"everySteps": 8, "memory": {"everySteps": 5}}
+DEADLINE_S = 200.0
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: FaultKind
+    recovery: tuple[int, str] | None
+    """Kind and cause."""
+    to_step: int = 30
+    skipped: tuple[int, ...] = ()
+    restarts: int = 0
+    moves: tuple[str, ...] = ()
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+IN_PROCESS, IN_PLACE = pb.RECOVERY_KIND_IN_PROCESS, pb.RECOVERY_KIND_IN_PLACE
+ROLLED_BACK = ("RUNNING>ROLLING_BACK", "ROLLING_BACK>RUNNING")
+RESTARTED = ("RUNNING>RESTARTING", "RESTARTING>RUNNING")
+CASES = (
+    Case(FaultKind.NON_FINITE_LOSS, (IN_PROCESS, "NonFiniteLoss"), skipped=(STEP - 1,), moves=ROLLED_BACK),
+    Case(FaultKind.NON_FINITE_GRADIENT, (IN_PROCESS, "NonFiniteGradient"), skipped=(STEP - 1,), moves=ROLLED_BACK),
+    Case(FaultKind.LOSS_SPIKE, (IN_PROCESS, "LossSpike"), skipped=(STEP - 1, STEP, STEP + 1), moves=ROLLED_BACK),
+    Case(FaultKind.CRASH, (IN_PLACE, "TrainerCrashed"), restarts=1, moves=RESTARTED),
+    Case(FaultKind.HANG, (IN_PLACE, "Hang"), restarts=1, moves=RESTARTED),
+    Case(FaultKind.KILL_TRAINER, (IN_PLACE, "TrainerKilled"), restarts=1, moves=RESTARTED),
+    Case(FaultKind.SLOW_STEP, None, more={"milliseconds": 300}),
+)
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Iterator[Supervised]:
+    (tmp_path / "pod").mkdir()
+    supervised = Supervised(tmp_path / "pod", trainer_module="esper_runtime.tolaria.trainer")
+    (tmp_path / "pod" / "shm").mkdir()
+    supervised.environ = {
+        env.CODE_DIR: str(CODE),
+        env.SHM_DIR: str(tmp_path / "pod" / "shm"),
+        "OMP_NUM_THREADS": "1",
+    }
+    yield supervised
+    supervised.close()
+
+
+def test_every_kind_is_tried() -> None:
+    assert {case.kind for case in CASES} == set(FaultKind)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)
+def test_a_fault_is_found_answered_told_and_undone(case: Case, pod: Supervised, tmp_path: Path) -> None:
+    health = {"heartbeatTimeoutSeconds": 10} if case.kind is FaultKind.HANG else {}
+    pod.start(
+        entrypoint="tiny:build",
+        config={"epochs": EPOCHS},
+        checkpoint=CHECKPOINT,
+        health=health,
+        faultInjection=[{"kind": case.kind, "step": STEP, **case.more}],
+    )
+    assert pod.wait(DEADLINE_S) == 0
+    events = pod.events()
+    injected = [e.notice for e in events if e.WhichOneof("event") == "notice" and e.notice.reason == "FaultInjected"]
+    assert [notice.message for notice in injected] == [f"{case.kind} at step {STEP}"]
+    recoveries = [e.recovery for e in events if e.WhichOneof("event") == "recovery"]
+    expected = [] if case.recovery is None else [(*case.recovery, case.to_step)]
+    failures = "\n".join(e.failure.message for e in events if e.WhichOneof("event") == "failure")
+    assert [(r.kind, r.cause, r.to_step) for r in recoveries] == expected, failures
+    assert all(r.verified and r.recover_ms > 0 for r in recoveries)
+    assert transitions(events) == ["STARTING>RUNNING", *case.moves, "RUNNING>SUCCEEDED"]
+    counters = events[-1].counters
+    assert counters.rollbacks == (case.recovery is not None and case.recovery[0] == IN_PROCESS)
+    assert (counters.in_place_restarts, counters.skipped_batches) == (case.restarts, len(case.skipped))
+    word = pod.last_word()
+    assert (word["reason"], word["exitCode"], word["step"]) == ("Complete", 0, 16 * EPOCHS - len(case.skipped))
+    reference = Pod(tmp_path / "reference").configure(config={"epochs": EPOCHS}, checkpoint=CHECKPOINT)
+    assert reference.skipping(*case.skipped).exit_code == 0
+    same_bits(newest(pod.checkpoints, uid="uid-1"), reference.newest())
+
+
+def transitions(events: list[pb.RuntimeEvent]) -> list[str]:
+    def name(phase: int) -> str:
+        return pb.RuntimePhase.Name(phase).removeprefix("RUNTIME_PHASE_")
+
+    moves = [event.transition for event in events if event.WhichOneof("event") == "transition"]
+    return [f"{name(move.from_phase)}>{name(move.to_phase)}" for move in moves]
+
+
+def test_a_drained_container_saves_and_its_successor_goes_on_bit_for_bit(pod: Supervised, tmp_path: Path) -> None:
+    """SIGTERM in the middle: a checkpoint of the very step, exit code 143, nothing lost."""
+    pod.environ[env.GRACE_SECONDS] = "60"
+    config = {"entrypoint": "tiny:build", "config": {"epochs": 2000}, "checkpoint": CHECKPOINT}
+    pod.start(**config)
+    pod.started_training(STEP)
+    pod.signal(signal.SIGTERM)
+    assert pod.wait(DEADLINE_S) == 143
+    word = pod.last_word()
+    saved = word["savedStep"]
+    assert (word["reason"], word["step"]) == ("Drained", saved)
+    assert newest(pod.checkpoints, uid="uid-1").step == saved
+    epochs = saved // 16 + 1
+    config["config"] = {"epochs": epochs}
+    for file in (pod.run_dir.parent / "shm").iterdir():  # another pod: memory is gone
+        file.unlink()
+    pod.start(**config)
+    assert pod.wait(DEADLINE_S) == 0
+    recovery = next(e.recovery for e in pod.events() if e.WhichOneof("event") == "recovery")
+    assert (recovery.kind, recovery.to_step) == (pb.RECOVERY_KIND_POD_REPLACED, saved)
+    reference = Pod(tmp_path / "reference").configure(config={"epochs": epochs}, checkpoint=CHECKPOINT)
+    assert reference.train().exit_code == 0
+    same_bits(newest(pod.checkpoints, uid="uid-1"), reference.newest())
