@@ -170,7 +170,8 @@ class Cluster:
         return str(self.plane.request("GET", self.path(name)).body["metadata"]["uid"])
 
     def status(self, name: str) -> dict[str, Any]:
-        return self.plane.request("GET", self.path(name)).body.get("status", {})
+        reply = self.plane.request("GET", self.path(name))
+        return reply.body.get("status", {}) if reply.ok else {}
 
     def items(self, path: str) -> list[dict[str, Any]]:
         return self.plane.request("GET", path.format(self.namespace)).body.get("items", [])
@@ -262,7 +263,7 @@ class Cluster:
         async def look() -> bool:
             nonlocal last
             self.node.assert_well()
-            last = (await asyncio.to_thread(self.plane.request, "GET", self.path(name))).body.get("status", {})
+            last = await asyncio.to_thread(self.status, name)
             return bool(check(last))
 
         try:

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 MAX_QUEUED = 1_000
 MAX_NOTE = 1_024
-RUN_BURST, RUN_PERIOD_S = 10, 30.0
+RUN_BURST, RUN_PERIOD_S = 25, 30.0
+"""A life with a halt, a crash and a rollback says twelve things; the last of them is the most important."""
 ALL_BURST, ALL_PERIOD_S = 50, 0.05
 MAX_REMEMBERED = 10_000
 RETRIES = 3
