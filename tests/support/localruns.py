@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from esper_leyline import env
 from esper_runtime.local.process import kill_marked, marked
+from esper_runtime.local.state import StateDir
 
 from tests.support.waiting import until_sync
 
@@ -202,12 +203,9 @@ class Laptop:
     def until_gone(self, pid: int) -> None:
         self.until(lambda: not command_line(pid), f"the end of process {pid}")
 
-    def leftovers(self) -> list[str]:
-        """Scratch directories of the runs that ended."""
-        return [str(p) for base in ("/tmp", "/dev/shm") for p in Path(base).glob("esper-*") if self._ours(p)]
-
-    def _ours(self, directory: Path) -> bool:
-        return any(self.uid() in found.read_text(errors="replace") for found in directory.glob("config/run.json"))
+    def scratch(self) -> list[Path]:
+        """Directories outside the state that live as long as the runner."""
+        return [Path(path) for path in json.loads((self.state / "scratch.json").read_text())]
 
     def close(self) -> None:
         """Ends everything, whatever state the test left it in."""
@@ -217,6 +215,7 @@ class Laptop:
                 process.wait()
         if (self.state / "resource.json").exists():
             kill_marked(env.RUN_UID, self.uid())
+            StateDir(self.state).forget_scratch()
 
 
 def _heed_signals() -> None:

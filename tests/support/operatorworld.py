@@ -25,7 +25,8 @@ from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.emergency_pb2 import EmergencySignal
 from esper_leyline.v1.report_pb2 import RunReport
 from esper_operator.assembly import Leadership, Operator, assemble
-from esper_operator.kube.api import CONFIG_MAPS, JOBS, PODS, RUNS, Object
+from esper_operator.kube.api import CONFIG_MAPS, JOBS, PODS, RUNS, Object, WatchEvent
+from esper_operator.kube.errors import KubeError
 from esper_operator.model import RunKey, Settings
 from esper_operator.testing.fakeapi import FakeApi
 from esper_operator.worker import Clock
@@ -35,6 +36,7 @@ from tests.support.simulatedtrainer import Trainer, Training
 SEED = bytes(range(32))
 NAMESPACE = "default"
 TICK_S = 0.1
+WATCH_RETRY_S = 1.0
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -292,17 +294,29 @@ class Running:
         ]
 
     async def _watch_runs(self, api: Any) -> None:
-        """Kopf's part: every event of every run."""
-        await self.operator.fill()
-        page = await api.list(RUNS, namespace=None)
-        for item in page.items:
-            self.operator.runs.put(item)
-        async for event in api.watch(RUNS, namespace=None, resource_version=page.resource_version):
-            metadata = event.object["metadata"]
-            if event.type == "DELETED":
-                self.operator.runs.drop(RunKey(metadata["namespace"], metadata["name"]), metadata["uid"])
-            else:
-                self.operator.runs.put(event.object)
+        """Kopf's part: every event of every run; it lists anew when a stream ends, and never tells of what vanished."""
+        while not self.operator.loaded.is_set():
+            try:
+                await self.operator.fill()
+            except KubeError:
+                await asyncio.sleep(WATCH_RETRY_S)
+        while True:
+            try:
+                page = await api.list(RUNS, namespace=None)
+                for item in page.items:
+                    self.operator.runs.put(item)
+                async for event in api.watch(RUNS, namespace=None, resource_version=page.resource_version):
+                    self._take(event)
+            except KubeError:
+                pass
+            await asyncio.sleep(WATCH_RETRY_S)
+
+    def _take(self, event: WatchEvent) -> None:
+        metadata = event.object["metadata"]
+        if event.type == "DELETED":
+            self.operator.runs.drop(RunKey(metadata["namespace"], metadata["name"]), metadata["uid"])
+        else:
+            self.operator.runs.put(event.object)
 
     async def _work(self) -> None:
         await self.operator.wait_warm()

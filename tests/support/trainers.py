@@ -122,6 +122,13 @@ class Pod:
         """Its newest verified checkpoint."""
         return newest(self.root / "checkpoints", uid=self.uid)
 
+    def saved_step(self) -> int:
+        """Of its newest checkpoint whose manifest is on the volume; 0 without one."""
+        run_dir = self.root / "checkpoints" / self.uid
+        return max(
+            (json.loads(found.read_text())["step"] for found in run_dir.glob("*/gen-*/manifest.json")), default=0
+        )
+
     # What it said
 
     def losses(self) -> list[str]:

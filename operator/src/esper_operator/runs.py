@@ -14,7 +14,7 @@ from esper_leyline.labels import claim_name
 from esper_leyline.phases import ConditionType, Phase
 from esper_leyline.reasons import RunReason
 
-from esper_operator.kube.api import RUNS, KubeApi, Object
+from esper_operator.kube.api import RUNS, KubeApi, Object, older
 from esper_operator.kube.errors import NotFound
 from esper_operator.model import Run, RunKey
 
@@ -104,7 +104,7 @@ class RunCache:
         key, version = RunKey(metadata["namespace"], metadata["name"]), str(metadata["resourceVersion"])
         known = self._runs.get(key)
         if known is not None and known.uid == metadata["uid"]:
-            if known.version == version or _older(version, known.version):
+            if known.version == version or older(version, known.version):
                 return
         elif known is not None:
             self.drop(key, known.uid)
@@ -181,11 +181,6 @@ async def _items(api: KubeApi, namespaces: tuple[str, ...], *, metadata_only: bo
             token = page.next_token
             if not token:
                 break
-
-
-def _older(version: str, than: str) -> bool:
-    """Resource versions of one kind can be compared as numbers; where they are none, the newcomer wins."""
-    return version.isdigit() and than.isdigit() and int(version) < int(than)
 
 
 def _section(raw: Any, *path: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ OPTIMIZERS = {
     "adamw-fused": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, fused=True),
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
 }
-REPEATS = 100
+REPEATS = 250
 """Of digits' images, so that no epoch ends while the steps are timed."""
 
 

@@ -101,11 +101,12 @@ def test_a_killed_esper_run_leaves_nothing_behind_and_loses_nothing(laptop):
     here = laptop(paced())
     first = here.run()
     before = here.until_step(30)
-    pids = list(here.processes())
+    pids, scratch = list(here.processes()), here.scratch()
     first.kill()
     first.wait()
     for pid in pids:
         here.until_gone(pid)
+    here.until(lambda: not any(directory.exists() for directory in scratch), "clean directories")
     assert here.esper("status", "paced").returncode == 0
     here.run()
     here.until_step(before + 20)
@@ -136,11 +137,14 @@ def test_processes_that_nobody_guards_are_ended_by_the_next_run(laptop):
     here = laptop(paced())
     first = here.run()
     before = here.until_step(30)
+    scratch = here.scratch()
     os.kill(here.guard(), signal.SIGKILL)
     first.kill()
     first.wait()
+    assert all(directory.is_dir() for directory in scratch)
     old = here.trainer()
     here.run()
     here.until_gone(old)
     here.until_step(before + 20)
     assert here.status()["lastRecovery"]["toStep"] >= before
+    assert not any(directory.exists() for directory in scratch)

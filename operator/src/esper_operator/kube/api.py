@@ -175,6 +175,12 @@ class FencedApi:
         )
 
 
+def older(version: str, than: str) -> bool:
+    """Whether a resource version was given before another one of the same kind. Where they are no numbers the one that
+    came last counts, so none is older."""
+    return version.isdigit() and than.isdigit() and int(version) < int(than)
+
+
 def controller_uid(item: Object) -> str:
     """UID of the object's controlling owner; empty when it has none."""
     owners = item.get("metadata", {}).get("ownerReferences") or ()

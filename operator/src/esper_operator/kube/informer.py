@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from esper_leyline.labels import RUN
 
-from esper_operator.kube.api import KubeApi, Object, Resource, WatchEvent, controller_uid
+from esper_operator.kube.api import KubeApi, Object, Resource, WatchEvent, controller_uid, older
 from esper_operator.kube.errors import Gone, KubeError, Throttled
 from esper_operator.model import RunKey
 
@@ -204,8 +204,9 @@ class Informer(Generic[T]):
         key = _name(item)
         known = self._entries.get(key)
         version = str(metadata.get("resourceVersion", ""))
-        if known is not None and known.uid == metadata["uid"] and known.version == version:
-            return
+        same = known is not None and known.uid == metadata["uid"]
+        if known is not None and same and (known.version == version or older(version, known.version)):
+            return  # the answer to our own write came ahead of the watch
         value = self._project(item)
         if value is None:
             self._drop(key)

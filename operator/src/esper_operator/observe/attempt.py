@@ -194,7 +194,8 @@ def attempt_end(seen: Observation) -> End | None:
     if _enough(seen, len(complete)) or (job is not None and job.complete):
         return complete[0] if complete else _of_job(EndKind.COMPLETE, RunReason.COMPLETE, "")
     drained = [end for end in ends if end.kind is EndKind.DRAINED]
-    if job is not None and job.failed:
+    untold = any(pod_end(pod) is None and not pod.node_lost for pod in pods)  # its end is on the way to us
+    if job is not None and job.failed and not untold:
         # The Job gave up though no pod of it says why: taken away by force, or a drained one that it does not replace.
         reason = RunReason.POD_DISRUPTED if drained else RunReason.POD_LOST
         return _of_job(EndKind.FAILED, reason, job.failed_message or job.failed_reason, drained)

@@ -35,7 +35,7 @@ from esper_runtime.local.prepare import Prepared, resume_uid
 from esper_runtime.local.probe import port_of
 from esper_runtime.local.process import kill_marked, marked
 from esper_runtime.local.runner import Hands, Runner
-from esper_runtime.local.state import Resource, StateDir
+from esper_runtime.local.state import SCRATCH_PREFIX, Resource, StateDir
 from esper_runtime.local.volumes import Mount, Mounts
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -62,6 +62,7 @@ async def drive(state: StateDir, prepared: Prepared, options: Options) -> CliExi
     """Runs the prepared run until it ends. The caller holds the runner lock."""
     require_linux(sys.platform)
     await _end_leftovers(prepared.resource["metadata"]["uid"], options.say)
+    state.forget_scratch()
     loop = asyncio.get_running_loop()
     # One that is ignored already (nohup, a shell's background) stays so.
     heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -87,6 +88,7 @@ def require_linux(platform: str) -> None:
 @contextlib.asynccontextmanager
 async def _session(state: StateDir, prepared: Prepared, options: Options) -> AsyncIterator[Runner]:
     with _scratch() as (scratch, shm):
+        state.remember_scratch([scratch, shm])
         socket = scratch / "redis.sock"
         redis = {"socket": str(socket), "directory": str(scratch / "redis")} if options.redis else None
         guardian = Guardian(
@@ -267,14 +269,14 @@ def _scratch() -> Iterator[tuple[Path, Path]]:
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     usable = 0 < len(base) <= _MAX_BASE and os.access(base, os.W_OK)
     try:
-        scratch = Path(tempfile.mkdtemp(prefix="esper-", dir=base if usable else "/tmp"))
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=base if usable else "/tmp"))
     except OSError as error:
         raise LocalError(
             f"{error.filename}: {error.strerror}: sockets need a short path; set XDG_RUNTIME_DIR to a directory of "
             f"yours of at most {_MAX_BASE} characters"
         ) from error
     memory = Path("/dev/shm")
-    shm = Path(tempfile.mkdtemp(prefix="esper-", dir=memory)) if os.access(memory, os.W_OK) else scratch / "shm"
+    shm = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=memory)) if os.access(memory, os.W_OK) else scratch / "shm"
     try:
         yield scratch, shm
     finally:

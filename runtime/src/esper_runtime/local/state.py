@@ -8,6 +8,7 @@
     checkpoints/      the volume of the checkpoints
     logs/<pod>/       one file per container
     events.jsonl      what would be Kubernetes Events, newest last, bounded
+    scratch.json      directories elsewhere that are of no use once no runner lives
 
 Nobody else writes here. All files of the run's content are replaced by rename, so a reader sees old or new.
 """
@@ -32,6 +33,8 @@ DEFAULT_ROOT = Path(".esper")
 SEED_BYTES = 32
 MAX_EVENTS_BYTES = 256 * 1024
 LOCK_PATIENCE_S = 0.3
+SCRATCH_PREFIX = "esper-"
+_WITHOUT_A_RUN = ("runner", "lock", "scratch.json")
 
 
 def now_text() -> str:
@@ -49,6 +52,7 @@ class StateDir:
         self.checkpoints = self.root / "checkpoints"
         self.logs = self.root / "logs"
         self.events = self.root / "events.jsonl"
+        self._scratch = self.root / "scratch.json"
         self._lock = self.root / "lock"
         self._runner = self.root / "runner"
         self._seed = self.root / "seed"
@@ -65,7 +69,7 @@ class StateDir:
         """Makes the directory; StateError when it holds something else."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            foreign = [entry.name for entry in self.root.iterdir() if entry.name not in ("runner", "lock")]
+            foreign = [entry.name for entry in self.root.iterdir() if entry.name not in _WITHOUT_A_RUN]
         except OSError as error:
             raise StateError(f"{self.root}: {error.strerror}: choose another directory with --state") from error
         if foreign and not self.exists():
@@ -173,6 +177,22 @@ class StateDir:
         if len(found) < SEED_BYTES:
             raise StateError(f"{self._seed}: has {len(found)} bytes, {SEED_BYTES} are needed: remove it")
         return found
+
+    def remember_scratch(self, directories: list[Path]) -> None:
+        """Notes directories outside for forget_scratch(). For the runner alone."""
+        write_json(self._scratch, [str(directory) for directory in directories])
+
+    def forget_scratch(self) -> None:
+        """Removes the directories of a runner that could not do it itself. For the next runner, once no process of
+        that one lives."""
+        try:
+            noted = json.loads(self._scratch.read_text())
+        except (FileNotFoundError, ValueError):
+            return
+        for directory in map(Path, noted):
+            if directory.name.startswith(SCRATCH_PREFIX):
+                shutil.rmtree(directory, ignore_errors=True)
+        self._scratch.unlink()
 
     def add_events(self, lines: list[str]) -> None:
         """Appends records; the older half is dropped when the file has grown too long."""

@@ -16,7 +16,7 @@ from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam
 
 from esper_runtime.tolaria import values
 from esper_runtime.tolaria.arena import Arena, Member, aligned_zeros, arenas_of
-from esper_runtime.tolaria.flat import PIECE_ELEMENTS, SCALARS, Flat
+from esper_runtime.tolaria.flat import PIECE_ELEMENTS, SCALARS, Flat, small_first
 
 ELEMENTWISE: frozenset[type[Optimizer]] = frozenset(
     {SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, ASGD, Rprop}
@@ -41,7 +41,7 @@ class Update:
         self._flats = tuple(
             Flat(arena, index, piece_elements=_piece_elements(arena, optimizer.param_groups[index]))
             for index, group in enumerate(self._groups)
-            for arena in arenas_of(f"parameters.{index}", self._trainable(group))
+            for arena in arenas_of(f"parameters.{index}", small_first(self._trainable(group), PIECE_ELEMENTS))
         )
         if not self._flats:
             raise ValueError("the optimizer has no parameter that requires a gradient: nothing would be trained")

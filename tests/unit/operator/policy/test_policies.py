@@ -187,6 +187,19 @@ def test_exhausted_rollbacks_are_no_late_answer_to_a_lifted_halt() -> None:
     assert scene.failed(75, message='{"reason": "RollbacksExhausted"}').plan().outcome.ending is Ending.HALTED
 
 
+# --- ends ---
+
+
+def test_a_failed_job_says_nothing_while_its_pod_is_told_to_live() -> None:
+    """Jobs and pods are watched apart: the Job's end may arrive first, and only the pod's tells halted from crashed."""
+    scene = running().with_job(1, failed="PodFailurePolicy")
+    assert scene.plan().outcome is None
+    assert scene.plan().job is None
+    assert scene.failed(70).plan().outcome.ending is Ending.RESTART
+    assert scene.failed(75).plan().outcome.ending is Ending.HALTED
+    assert scene.having(pods=()).plan().outcome.failure.reason == "PodLost"
+
+
 # --- deadlines ---
 
 

@@ -89,3 +89,22 @@ def test_events_are_bounded(state):
 
 def test_runs_are_found_below_the_root(state, tmp_path):
     assert [found.root for found in find_runs(tmp_path)] == [state.root]
+
+
+def test_scratch_of_a_killed_runner_is_removed_by_the_next_and_nothing_else(state, tmp_path):
+    ours, foreign = tmp_path / "esper-1", tmp_path / "precious"
+    for directory in (ours, foreign):
+        directory.mkdir()
+    state.remember_scratch([ours, foreign])
+    state.forget_scratch()
+    state.forget_scratch()
+    assert not ours.exists()
+    assert foreign.exists()
+
+
+def test_a_state_directory_without_a_run_may_hold_a_note_of_scratch(tmp_path):
+    made = StateDir(tmp_path / "run")
+    made.create()
+    made.remember_scratch([])
+    made.clear()
+    made.create()
