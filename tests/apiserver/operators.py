@@ -30,6 +30,7 @@ from tests.support.waiting import until
 USER_AGENT = "esper-operator"
 DEADLINE_S = 90.0
 """For what takes seconds by itself, on a machine that does much else. Passing tests never wait so long."""
+BEAT_S = 10.0
 VERBS = {"create", "update", "patch", "delete", "deletecollection"}
 
 
@@ -344,10 +345,13 @@ async def cluster(
     assert plane.create(f"/api/v1/namespaces/{namespace}/secrets", secret).ok
     node = SimulatedNode(api, namespace, seed=seed, redis_url=redis.url if redis else "", step_s=step_s)
     made = Cluster(plane, namespace, api, directory, redis, node, seed)
+    beating = asyncio.create_task(_beat(plane))
     try:
         async with node:
             yield made
     finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
         for operator in made.operators:
             if operator.process.poll() is None:
                 operator.go_on()
@@ -355,6 +359,12 @@ async def cluster(
         await api.close()
         if redis:
             redis.stop()
+
+
+async def _beat(plane: ControlPlane) -> None:
+    while True:
+        await asyncio.sleep(BEAT_S)
+        await asyncio.to_thread(heartbeat, plane.request)
 
 
 def moment(text: str) -> datetime:

@@ -50,6 +50,7 @@ async def test_no_stage_of_a_life_writes_more_than_it_must(place: Cluster) -> No
     stages = await Life(place).tell(steady_s=22, frozen_s=11, rest_s=3)
     for stage in stages:
         print(f"\n{stage.name}: {stage.changes} changes, {dict(stage.writes)} in {stage.seconds:.0f} s", end="")
+        print("", *sorted(stage.said), sep="\n    ", end="")
     for stage in stages:
         assert_within_limits(stage)
     status = place.status(RUN)

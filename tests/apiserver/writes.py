@@ -28,6 +28,8 @@ class Stage:
     """Phases that the history gained."""
     writes: Counter[str]
     conflicts: int
+    said: tuple[str, ...]
+    """Events of the stage, in no order."""
 
     @property
     def statuses(self) -> int:
@@ -79,6 +81,7 @@ class Life:
     ) -> None:
         place = self.place
         mark, history, started = place.audit_mark(), len(place.status(RUN).get("history", [])), time.monotonic()
+        told = {event["metadata"]["uid"] for event in place.events(RUN)}
         done = act()
         if done is not None:
             await done
@@ -95,6 +98,11 @@ class Life:
                 changes=len(place.status(RUN)["history"]) - history,
                 writes=Counter(f"{verb} {resource}" for verb, resource, code in writes if code < 300),
                 conflicts=sum(code == 409 for _, _, code in writes),
+                said=tuple(
+                    f"{event['reason']}: {event['note']}"
+                    for event in place.events(RUN)
+                    if event["metadata"]["uid"] not in told
+                ),
             )
         )
 
