@@ -1,4 +1,4 @@
-"""Latencies on a real cluster, kubelet and all: P14 of the goals, and halts with and without Redis.
+"""On a real cluster, kubelet and all: P14 of the goals, halts with and without Redis, and what Esper takes of it.
 
 .venv/bin/python tests/bench/bench_cluster.py [--rounds 20] [--only apply,trainer,container,halt,halt-without-redis]
 
@@ -29,6 +29,7 @@ from tests.e2e import cluster as kit
 
 NAMESPACE = "esper-bench"
 PATIENCE_S = 120.0
+SETTLE_S = 20.0
 Status = dict[str, Any]
 QUICK_RESTARTS = {
     "maxRestarts": 1000,
@@ -185,6 +186,21 @@ def report(name: str, goal: str, took: list[float]) -> None:
     )
 
 
+def footprint(cluster: kit.Cluster) -> None:
+    """Sizes; the operator has been up for a while and has nothing to do."""
+    time.sleep(SETTLE_S)
+    (pod,) = cluster.json("-n", kit.SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=operator")["items"]
+    memory = cluster.kubectl("-n", kit.SYSTEM, "exec", pod["metadata"]["name"], "--", "cat", "/proc/1/status")
+    resident = int(next(line.split()[1] for line in memory.splitlines() if line.startswith("VmRSS"))) / 1024
+    print(f"operator, idle: {resident:.0f} MiB resident   goal <= 120")
+    if cluster.own:
+        for name, goal in (("operator", "   goal <= 300"), ("sidecar", ""), ("runtime", "")):
+            size = int(kit.command("docker", "image", "inspect", "-f", "{{.Size}}", f"esper/{name}:{cluster.tag}"))
+            print(f"image {name}: {size / 1e6:.0f} MB unpacked{goal}")
+    (crd,) = (kit.ROOT / "crds").glob("*.yaml")
+    print(f"CRD: {crd.stat().st_size / 1000:.1f} KB   goal <= 60", flush=True)
+
+
 @contextlib.contextmanager
 def prepared() -> Iterator[Bench]:
     cluster = kit.make()
@@ -192,6 +208,7 @@ def prepared() -> Iterator[Bench]:
         cluster.install()
         cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", timeout_s=180)
         cluster.kubectl("create", "namespace", NAMESPACE)
+        footprint(cluster)
         yield Bench(cluster)
         cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
     finally:

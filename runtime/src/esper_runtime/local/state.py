@@ -69,7 +69,7 @@ class StateDir:
         """Makes the directory; StateError when it holds something else."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            foreign = [entry.name for entry in self.root.iterdir() if entry.name not in _WITHOUT_A_RUN]
+            foreign = [entry.name for entry in self.root.iterdir() if not self._needs_no_run(entry)]
         except OSError as error:
             raise StateError(f"{self.root}: {error.strerror}: choose another directory with --state") from error
         if foreign and not self.exists():
@@ -79,6 +79,11 @@ class StateDir:
         for directory in (self.objects, self.checkpoints, self.logs):
             directory.mkdir(exist_ok=True)
         self.objects.chmod(0o700)
+
+    def _needs_no_run(self, entry: Path) -> bool:
+        """Ours, though there is no run: what a runner leaves that is killed before it has stored its resource."""
+        ours = (self.objects, self.checkpoints, self.logs)
+        return entry.name in _WITHOUT_A_RUN or (entry in ours and entry.is_dir() and not any(entry.iterdir()))
 
     def read(self) -> Resource:
         """The resource as it is now. StateError when there is none or it cannot be read."""

@@ -146,6 +146,9 @@ class Reporter:
             case "transition":
                 self.phase = event.transition.to_phase
                 self._phase_before_death = None
+                self._advance(event, event.transition.step)
+            case "ack":
+                self._advance(event, event.ack.saved_step)
             case "recovery":
                 self._progress.step = event.recovery.to_step
             case "checkpoint":
@@ -165,12 +168,20 @@ class Reporter:
         # A new trainer finds out anew what does not work.
         self._degradations = {k: v for k, v in self._degradations.items() if k in OWN_COMPONENTS}
 
+    def _advance(self, event: RuntimeEvent, step: int) -> None:
+        """An event may name a step (0: none) that the page was not yet looked at for."""
+        if step and not self._is_behind(event):
+            self._progress.step = step
+
     def _epoch(self, event: RuntimeEvent) -> None:
-        ahead = self._beat is not None and self._beat.beat_ns > event.monotonic_ns
         step = self._progress.step
         self._progress.CopyFrom(event.epoch)
-        if ahead:
+        if self._is_behind(event):
             self._progress.step = step
+
+    def _is_behind(self, event: RuntimeEvent) -> bool:
+        """Older than the last look at the page."""
+        return self._beat is not None and self._beat.beat_ns > event.monotonic_ns
 
     # --- the pages -----------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from tests.support.weatherlight import IDENTITY, RUNNING, FakeClock, beat, boot,
 
 STARTING = RuntimePhase.RUNTIME_PHASE_STARTING
 RESTARTING = RuntimePhase.RUNTIME_PHASE_RESTARTING
+HALTING = RuntimePhase.RUNTIME_PHASE_HALTING
 SUCCEEDED = RuntimePhase.RUNTIME_PHASE_SUCCEEDED
 
 
@@ -171,6 +172,17 @@ def test_an_epoch_that_is_read_late_does_not_turn_the_step_back(reporter, clock)
     reporter.beat(beat(120, ns=clock.ns), clock())
     [report] = reporter.event(event(monotonic_ns=clock.ns - 1, epoch=Progress(step=100, total_epochs=3)), clock())
     assert (report.progress.step, report.progress.total_epochs) == (120, 3)
+
+
+def test_an_event_may_be_ahead_of_the_last_look_at_the_page(reporter, clock):
+    reporter.beat(beat(120, ns=clock.ns), clock())
+    moved = transition(HALTING, RUNNING)
+    moved.transition.step, moved.monotonic_ns = 123, clock.ns + 1
+    [report] = reporter.event(moved, clock())
+    assert report.progress.step == 123
+    moved.transition.step, moved.monotonic_ns = 119, clock.ns - 1
+    [report] = reporter.event(moved, clock())
+    assert report.progress.step == 123
 
 
 def test_a_container_death_is_failure_and_transition_in_that_order_and_once(reporter, clock):
