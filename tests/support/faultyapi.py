@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from esper_operator.kube.api import KubeApi, Object, Page, Resource, WatchEvent
+from esper_operator.kube.api import KubeApi, Page, Resource, WatchEvent
 from esper_operator.kube.errors import KubeError
+
+from tests.support.wrappedapi import WrappedApi
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,11 @@ class Fault:
     after: bool = False
 
 
-class FaultyApi:
+class FaultyApi(WrappedApi):
     """Requests from number `first` to `last` meet the fault; lists and watches count too."""
 
     def __init__(self, api: KubeApi, fault: Fault | None = None, *, first: int = 0, last: int = 0) -> None:
-        self._api = api
+        super().__init__(api)
         self._fault = fault
         self._first, self._last = first, last
         self.count = 0
@@ -43,24 +45,6 @@ class FaultyApi:
         if fault is not None:
             raise fault.error()
         return answer
-
-    async def get(self, resource: Resource, name: str, *, namespace: str) -> Object:
-        return await self._call("get", resource, name, namespace=namespace)
-
-    async def create(self, resource: Resource, manifest: Object) -> Object:
-        return await self._call("create", resource, manifest)
-
-    async def apply(self, resource: Resource, manifest: Object) -> Object:
-        return await self._call("apply", resource, manifest)
-
-    async def apply_status(self, resource: Resource, manifest: Object) -> Object:
-        return await self._call("apply_status", resource, manifest)
-
-    async def patch(self, resource: Resource, name: str, *, namespace: str, body: Object) -> Object:
-        return await self._call("patch", resource, name, namespace=namespace, body=body)
-
-    async def delete(self, resource: Resource, name: str, **options: Any) -> Object | None:
-        return await self._call("delete", resource, name, **options)
 
     async def list(self, resource: Resource, **options: Any) -> Page:
         return await self._call("list", resource, **options)
