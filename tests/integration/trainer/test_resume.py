@@ -71,6 +71,9 @@ def test_killed_and_resumed_from_memory_it_ends_with_the_same_bits(tmp_path: Pat
 def test_killed_and_resumed_from_the_volume_it_ends_with_the_same_bits(tmp_path: Path, expected: Pod):
     pod = lost(tmp_path, 8)
     assert pod.train().exit_code == 0
+    told = [kind for event in pod.events() if (kind := event.WhichOneof("event")) in ("checkpoint", "recovery")]
+    assert told[:2] == ["checkpoint", "recovery"]
+    assert pod.events("checkpoint")[0].latest_verified_step == 8
     assert pod.events("recovery")[0].to_step == 8
     same_bits(pod.newest(), expected.newest())
 

@@ -39,6 +39,7 @@ def restore(
         memory.capture(state, good=True)
         return Origin(source="fresh", step=0)
     _name_corrupt(loaded, events)
+    checkpoints.report_state()  # whoever reads of the recovery knows what it went on from
     state.restore_generation(loaded)
     memory.start_again_at(state)
     return Origin(source="checkpoint", step=loaded.step)
