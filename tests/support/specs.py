@@ -105,6 +105,7 @@ def full() -> JsonDict:
             "entrypoint": "package.module:build",
             "config": {"epochs": 3, "layers": [1, 2], "nested": {"deep": None}},
             "codeConfigMapName": "code",
+            "profiler": {"firstStep": 20, "activeSteps": 5, "everySteps": 100, "repeat": 2},
             "env": [
                 {"name": "PLAIN", "value": "x"},
                 {"name": "SECRET", "secretKeyRef": {"name": "secrets", "key": "token"}},
@@ -174,9 +175,17 @@ def full() -> JsonDict:
             },
             "everySteps": 100,
             "periodSeconds": 30,
-            "memory": {"mode": "Replicated", "everySteps": 5},
+            "memory": {"mode": "Replicated", "everySteps": 5, "snapshots": 4, "maxSize": "512Mi"},
             "verification": "Load",
-            "retention": {"keepLatest": 2, "keepBest": 2, "keepEverySteps": 1000, "metric": "accuracy", "mode": "Max"},
+            "retention": {
+                "keepLatest": 2,
+                "keepBest": 2,
+                "keepEverySteps": 1000,
+                "maxAgeSeconds": 604800,
+                "maxSize": "50Gi",
+                "metric": "accuracy",
+                "mode": "Max",
+            },
             "resumeFrom": {"runName": "earlier", "step": 100, "select": "LatestVerified"},
         },
         "health": {
@@ -184,6 +193,8 @@ def full() -> JsonDict:
             "progressTimeoutSeconds": 300,
             "nonFiniteAction": "Halt",
             "lossSpike": {"action": "Ignore", "windowSteps": 50, "threshold": "4.5", "consecutiveSteps": 2},
+            "gradientNorm": {"action": "Halt", "factor": "7.5", "consecutiveSteps": 4},
+            "validation": {"action": "Rollback", "maxDrop": "0.1"},
         },
         "rollback": {
             "maxRollbacks": 5,
@@ -192,6 +203,8 @@ def full() -> JsonDict:
             "learningRateScale": "0.5",
             "skipBatches": "None",
             "onExhausted": "Fail",
+            "fastDeadlineMilliseconds": 250,
+            "fullDeadlineSeconds": 5,
         },
         "restart": {
             "maxRestarts": 2,

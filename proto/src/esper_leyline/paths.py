@@ -58,6 +58,8 @@ WEATHERLIGHT_STATE = "weatherlight"
 
 LAST_WORD = "last-word.json"
 """The trainer's own account of a failure, taken by the supervisor into the termination message."""
+TRAINER_METRICS = "trainer.prom"
+"""The trainer's metrics as Prometheus text, replaced whole; served by the supervisor's /metrics."""
 STACK_DUMP = "stacks.txt"
 """All-thread dump of a hung trainer, written by faulthandler on SIGUSR1."""
 

@@ -59,6 +59,23 @@ class RecoveryKind(StrEnum):
     NEW_ATTEMPT = "NewAttempt"
 
 
+class RollbackTier(StrEnum):
+    """status.lastRecovery.tier"""
+
+    FAST = "Fast"
+    FULL = "Full"
+
+
+class RestoreOutcome(StrEnum):
+    """How an attempt to restore a state ended: label of metrics, field of the run's record."""
+
+    OK = "ok"
+    NO_CHECKPOINT = "no_checkpoint"
+    INTEGRITY_FAILED = "integrity_failed"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    APPLY_FAILED = "apply_failed"
+
+
 class FaultKind(StrEnum):
     """spec.faultInjection[].kind"""
 

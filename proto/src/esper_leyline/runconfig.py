@@ -28,6 +28,10 @@ class Retention:
     keep_latest: int = 3
     keep_best: int = 1
     keep_every_steps: int = 0
+    max_age_seconds: int = 0
+    """0: no limit."""
+    max_bytes: int = 0
+    """0: no limit."""
     metric: str = "loss"
     mode: str = "Min"
 
@@ -45,6 +49,9 @@ class Checkpoint:
     period_seconds: int | None = None
     memory_mode: str = "Local"
     memory_every_steps: int = 10
+    memory_snapshots: int = 3
+    memory_max_bytes: int = 0
+    """Of all snapshots of a process together; 0: what the memory volume offers."""
     verification: str = "Checksum"
     retention: Retention = field(default_factory=Retention)
     resume_from: ResumeFrom | None = None
@@ -59,6 +66,11 @@ class Health:
     loss_spike_window_steps: int = 100
     loss_spike_threshold: float = 3.0
     loss_spike_consecutive_steps: int = 3
+    gradient_norm_action: str = "Rollback"
+    gradient_norm_factor: float = 5.0
+    gradient_norm_consecutive_steps: int = 3
+    validation_action: str = "Ignore"
+    validation_max_drop: float = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +81,8 @@ class Rollback:
     learning_rate_scale: float = 1.0
     skip_batches: str = "Anomalous"
     on_exhausted: str = "Halt"
+    fast_deadline_milliseconds: int = 500
+    full_deadline_seconds: int = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +91,16 @@ class Restart:
     strategy: str = "Auto"
     initial_backoff_seconds: int = 5
     max_backoff_seconds: int = 300
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profiler:
+    """Steps to trace, from `first_step`; `repeat` times, `every_steps` apart."""
+
+    first_step: int
+    active_steps: int = 10
+    every_steps: int = 0
+    repeat: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +125,7 @@ class RunConfig:
     health: Health = field(default_factory=Health)
     rollback: Rollback = field(default_factory=Rollback)
     restart: Restart = field(default_factory=Restart)
+    profiler: Profiler | None = None
     faults: tuple[Fault, ...] = ()
 
 
@@ -137,6 +162,8 @@ def render(*, name: str, namespace: str, uid: str, spec: Mapping[str, Any], resu
         },
         "faultInjection": spec.get("faultInjection", []),
     }
+    if runtime.get("profiler") is not None:
+        document["profiler"] = runtime["profiler"]
     return json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
@@ -157,6 +184,8 @@ def parse(text: str) -> RunConfig:
     checkpoint = get.section("checkpoint")
     health = get.section("health")
     spike = health.section("lossSpike")
+    gradient = health.section("gradientNorm")
+    validation = health.section("validation")
     rollback = get.section("rollback")
     restart = get.section("restart")
     return RunConfig(
@@ -175,6 +204,11 @@ def parse(text: str) -> RunConfig:
             loss_spike_window_steps=spike.value("windowSteps", int, 100),
             loss_spike_threshold=spike.decimal("threshold", 3.0),
             loss_spike_consecutive_steps=spike.value("consecutiveSteps", int, 3),
+            gradient_norm_action=gradient.value("action", str, "Rollback"),
+            gradient_norm_factor=gradient.decimal("factor", 5.0),
+            gradient_norm_consecutive_steps=gradient.value("consecutiveSteps", int, 3),
+            validation_action=validation.value("action", str, "Ignore"),
+            validation_max_drop=validation.decimal("maxDrop", 0.02),
         ),
         rollback=Rollback(
             max_rollbacks=rollback.value("maxRollbacks", int, 3),
@@ -183,6 +217,8 @@ def parse(text: str) -> RunConfig:
             learning_rate_scale=rollback.decimal("learningRateScale", 1.0),
             skip_batches=rollback.value("skipBatches", str, "Anomalous"),
             on_exhausted=rollback.value("onExhausted", str, "Halt"),
+            fast_deadline_milliseconds=rollback.value("fastDeadlineMilliseconds", int, 500),
+            full_deadline_seconds=rollback.value("fullDeadlineSeconds", int, 12),
         ),
         restart=Restart(
             max_restarts=restart.value("maxRestarts", int, 10),
@@ -190,6 +226,7 @@ def parse(text: str) -> RunConfig:
             initial_backoff_seconds=restart.value("initialBackoffSeconds", int, 5),
             max_backoff_seconds=restart.value("maxBackoffSeconds", int, 300),
         ),
+        profiler=_profiler(get.section("profiler")) if get.has("profiler") else None,
         faults=tuple(
             _fault(f"run.json: faultInjection[{i}]", f) for i, f in enumerate(get.value("faultInjection", list, []))
         ),
@@ -205,11 +242,15 @@ def _checkpoint(section: "_Section") -> Checkpoint:
         period_seconds=section.optional("periodSeconds", int),
         memory_mode=memory.value("mode", str, "Local"),
         memory_every_steps=memory.value("everySteps", int, 10),
+        memory_snapshots=memory.value("snapshots", int, 3),
+        memory_max_bytes=memory.value("maxBytes", int, 0),
         verification=section.value("verification", str, "Checksum"),
         retention=Retention(
             keep_latest=retention.value("keepLatest", int, 3),
             keep_best=retention.value("keepBest", int, 1),
             keep_every_steps=retention.value("keepEverySteps", int, 0),
+            max_age_seconds=retention.value("maxAgeSeconds", int, 0),
+            max_bytes=retention.value("maxBytes", int, 0),
             metric=retention.value("metric", str, "loss"),
             mode=retention.value("mode", str, "Min"),
         ),
@@ -220,6 +261,15 @@ def _checkpoint(section: "_Section") -> Checkpoint:
             step=resume.optional("step", int),
             select=resume.value("select", str, "LatestVerified"),
         ),
+    )
+
+
+def _profiler(section: "_Section") -> Profiler:
+    return Profiler(
+        first_step=section.required("firstStep", int),
+        active_steps=section.value("activeSteps", int, 10),
+        every_steps=section.value("everySteps", int, 0),
+        repeat=section.value("repeat", int, 1),
     )
 
 

@@ -9,6 +9,7 @@ from esper_leyline.runconfig import (
     Checkpoint,
     Fault,
     Health,
+    Profiler,
     Restart,
     ResumeFrom,
     Retention,
@@ -20,15 +21,27 @@ from esper_leyline.runconfig import (
 )
 
 FULL_SPEC: dict[str, Any] = {
-    "runtime": {"entrypoint": "a.b:build", "config": {"width": 64, "nested": {"x": [1, 2.5, None, "ü"]}}},
+    "runtime": {
+        "entrypoint": "a.b:build",
+        "config": {"width": 64, "nested": {"x": [1, 2.5, None, "ü"]}},
+        "profiler": {"firstStep": 20, "activeSteps": 5, "everySteps": 100, "repeat": 2},
+    },
     "workers": {"count": 2},
     "checkpoint": {
         "storage": {"size": "1Gi"},
         "everySteps": 100,
         "periodSeconds": 60,
-        "memory": {"mode": "Off", "everySteps": 7},
+        "memory": {"mode": "Off", "everySteps": 7, "snapshots": 4, "maxBytes": 1000},
         "verification": "Full",
-        "retention": {"keepLatest": 5, "keepBest": 2, "keepEverySteps": 1000, "metric": "accuracy", "mode": "Max"},
+        "retention": {
+            "keepLatest": 5,
+            "keepBest": 2,
+            "keepEverySteps": 1000,
+            "maxAgeSeconds": 60,
+            "maxBytes": 9000,
+            "metric": "accuracy",
+            "mode": "Max",
+        },
         "resumeFrom": {"runName": "earlier", "step": 12, "select": "Best"},
     },
     "health": {
@@ -36,6 +49,8 @@ FULL_SPEC: dict[str, Any] = {
         "progressTimeoutSeconds": 20,
         "nonFiniteAction": "Halt",
         "lossSpike": {"action": "Ignore", "windowSteps": 9, "threshold": "4.5", "consecutiveSteps": 2},
+        "gradientNorm": {"action": "Halt", "factor": "7.5", "consecutiveSteps": 4},
+        "validation": {"action": "Rollback", "maxDrop": "0.1"},
     },
     "rollback": {
         "maxRollbacks": 1,
@@ -44,6 +59,8 @@ FULL_SPEC: dict[str, Any] = {
         "learningRateScale": "0.5",
         "skipBatches": "None",
         "onExhausted": "Fail",
+        "fastDeadlineMilliseconds": 250,
+        "fullDeadlineSeconds": 5,
     },
     "restart": {
         "maxRestarts": 4,
@@ -66,8 +83,18 @@ FULL = RunConfig(
         period_seconds=60,
         memory_mode="Off",
         memory_every_steps=7,
+        memory_snapshots=4,
+        memory_max_bytes=1000,
         verification="Full",
-        retention=Retention(keep_latest=5, keep_best=2, keep_every_steps=1000, metric="accuracy", mode="Max"),
+        retention=Retention(
+            keep_latest=5,
+            keep_best=2,
+            keep_every_steps=1000,
+            max_age_seconds=60,
+            max_bytes=9000,
+            metric="accuracy",
+            mode="Max",
+        ),
         resume_from=ResumeFrom(run_uid="uid-0", step=12, select="Best"),
     ),
     health=Health(
@@ -78,6 +105,11 @@ FULL = RunConfig(
         loss_spike_window_steps=9,
         loss_spike_threshold=4.5,
         loss_spike_consecutive_steps=2,
+        gradient_norm_action="Halt",
+        gradient_norm_factor=7.5,
+        gradient_norm_consecutive_steps=4,
+        validation_action="Rollback",
+        validation_max_drop=0.1,
     ),
     rollback=Rollback(
         max_rollbacks=1,
@@ -86,8 +118,11 @@ FULL = RunConfig(
         learning_rate_scale=0.5,
         skip_batches="None",
         on_exhausted="Fail",
+        fast_deadline_milliseconds=250,
+        full_deadline_seconds=5,
     ),
     restart=Restart(max_restarts=4, strategy="Never", initial_backoff_seconds=1, max_backoff_seconds=2),
+    profiler=Profiler(first_step=20, active_steps=5, every_steps=100, repeat=2),
     faults=(Fault(kind=FaultKind.HANG, step=5), Fault(kind=FaultKind.SLOW_STEP, step=6, rank=1, milliseconds=50)),
 )
 MINIMAL_SPEC = {"runtime": {"entrypoint": "a.b:build"}, "checkpoint": {"everySteps": 10}}

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from esper_leyline.phases import EmergencyStop, HaltSource, Phase, RecoveryKind
+from esper_leyline.phases import EmergencyStop, HaltSource, Phase, RecoveryKind, RollbackTier
 from pydantic import ConfigDict, Field, StringConstraints
 
 from esper_operator.api.base import Boolean, Integer, Model, listing
@@ -157,6 +157,17 @@ class Restarts(StatusModel):
     """When the last new attempt was decided."""
 
 
+class RestoreFailures(StatusModel):
+    no_checkpoint: Count = 0
+    """There was nothing to go back to."""
+    integrity_failed: Count = 0
+    """Nothing that was there verified."""
+    deadline_exceeded: Count = 0
+    """It was not read in time."""
+    apply_failed: Count = 0
+    """It verified and could not be put in place."""
+
+
 class Rollbacks(StatusModel):
     total: Count = 0
     """Rollbacks so far."""
@@ -164,6 +175,8 @@ class Rollbacks(StatusModel):
     """Those within rollback.windowSeconds."""
     skipped_batches: Count = 0
     """Batches that were left out."""
+    restore_failures: RestoreFailures | None = None
+    """Attempts to restore a state that failed, by outcome; absent while there are none."""
 
 
 class Rejections(StatusModel):
@@ -178,6 +191,8 @@ class LastRecovery(StatusModel):
     """How far the run had to go back to recover."""
     cause: Reason = ""
     """Reason of the anomaly or failure."""
+    tier: RollbackTier | None = None
+    """Where the state came from: memory (Fast) or the checkpoint volume (Full); absent when training began anew."""
     from_step: Count | None = None
     """Step at which it happened."""
     to_step: Count | None = None

@@ -125,6 +125,17 @@ class EnvVar(Model):
     """Value from a ConfigMap."""
 
 
+class Profiler(Model):
+    first_step: Step
+    """Step from which to record."""
+    active_steps: Integer = Field(10, ge=1, le=1000)
+    """Steps in one trace."""
+    every_steps: Integer = Field(0, ge=0, le=100_000_000)
+    """Steps from the beginning of one trace to that of the next; 0: one trace."""
+    repeat: Integer = Field(1, ge=1, le=32)
+    """Traces to make."""
+
+
 class Runtime(Model):
     image: Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\s]+$")] | None = None
     """Image of the trainer; absent: the operator's runtime image."""
@@ -140,6 +151,8 @@ class Runtime(Model):
     """ConfigMap whose keys are Python files; mounted read-only and put first on the Python path."""
     env: tuple[EnvVar, ...] = Field((), max_length=128, json_schema_extra=listing("map", "name"))
     """Additional environment of the trainer."""
+    profiler: Profiler | None = None
+    """Record Chrome traces of some steps on the checkpoint volume."""
 
 
 class Elastic(Model):
@@ -215,6 +228,10 @@ class MemorySnapshots(Model):
     """Where snapshots for fast rollback are kept: nowhere, in the pod, or in another pod too."""
     every_steps: Step = 10
     """Steps between snapshots."""
+    snapshots: Integer = Field(3, ge=2, le=16)
+    """How many to keep; fewer where they do not fit."""
+    max_size: Quantity | None = None
+    """Upper bound of their size together; absent: what workers.sharedMemorySize offers."""
 
 
 class Retention(Model):
@@ -224,6 +241,10 @@ class Retention(Model):
     """Best checkpoints to keep besides."""
     keep_every_steps: Integer = Field(0, ge=0, le=100_000_000)
     """Keep for ever the checkpoints at multiples of this step; 0: none."""
+    max_age_seconds: Integer = Field(0, ge=0, le=315_360_000)
+    """Delete older checkpoints, whatever else would keep them, but never the newest verified one; 0: no limit."""
+    max_size: Quantity | None = None
+    """Delete the oldest while they take more room than this, but never the newest verified one."""
     metric: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "loss"
     """Validation metric that decides which is best."""
     mode: Literal["Min", "Max"] = "Min"
@@ -274,6 +295,22 @@ class LossSpike(Model):
     """Steps in a row that must be above the threshold."""
 
 
+class GradientNorm(Model):
+    action: AnomalyAction = "Rollback"
+    """What to do about exploding gradients."""
+    factor: Annotated[str, StringConstraints(max_length=16, pattern=DECIMAL_PATTERN)] = "5.0"
+    """How many times its usual value (decimal string) the gradient's L2 norm must be."""
+    consecutive_steps: Integer = Field(3, ge=1, le=1000)
+    """Steps in a row that must be above it."""
+
+
+class ValidationDrop(Model):
+    action: AnomalyAction = "Ignore"
+    """What to do when an epoch ends worse than the best one."""
+    max_drop: Annotated[str, StringConstraints(max_length=16, pattern=DECIMAL_PATTERN)] = "0.02"
+    """How much worse than its best value retention.metric may become, as a share of that (decimal string)."""
+
+
 class Health(Model):
     heartbeat_timeout_seconds: Integer = Field(60, ge=5, le=86400)
     """A trainer without a sign of life for so long counts as hung."""
@@ -283,6 +320,10 @@ class Health(Model):
     """What to do about a NaN or infinite loss or gradient."""
     loss_spike: LossSpike = Field(default_factory=LossSpike)
     """What counts as a loss spike and what to do about it."""
+    gradient_norm: GradientNorm = Field(default_factory=GradientNorm)
+    """What counts as an exploding gradient and what to do about it."""
+    validation: ValidationDrop = Field(default_factory=ValidationDrop)
+    """What counts as a regression of the validation metric and what to do about it."""
 
 
 class Rollback(Model):
@@ -298,6 +339,10 @@ class Rollback(Model):
     """Whether the batches of the anomaly are left out after the rollback."""
     on_exhausted: Literal["Halt", "Fail"] = "Halt"
     """What to do when maxRollbacks is reached."""
+    fast_deadline_milliseconds: Integer = Field(500, ge=1, le=600_000)
+    """A rollback from memory that takes longer is given up for one from the checkpoint volume."""
+    full_deadline_seconds: Integer = Field(12, ge=1, le=3600)
+    """A rollback from the checkpoint volume that takes longer is given up, and onExhausted follows."""
 
 
 class ExitCodeRule(Model):

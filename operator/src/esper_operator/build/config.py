@@ -1,8 +1,11 @@
 """The two ConfigMaps of a run: what it is to do, and whether it is to stop."""
 
+from typing import Any
+
 from esper_leyline import labels, runconfig
 from esper_leyline.paths import RUN_CONFIG
 
+from esper_operator.api import quantity
 from esper_operator.build import hashes, names
 from esper_operator.model import Child, Run
 
@@ -31,11 +34,21 @@ def emergency(run: Run) -> Child:
     return Child(manifest=names.child(run, "v1", "ConfigMap", name), create_only=True)
 
 
+def _in_bytes(spec: dict[str, Any]) -> dict[str, Any]:
+    """The runtime reads no quantities: sizes become numbers of bytes."""
+    checkpoint = spec["checkpoint"]
+    for section in (checkpoint.get("memory", {}), checkpoint.get("retention", {})):
+        size = section.pop("maxSize", None)
+        if size is not None:
+            section["maxBytes"] = int(quantity.parse(size))
+    return spec
+
+
 def _render(run: Run, resume_uid: str | None) -> str:
     return runconfig.render(
         name=run.key.name,
         namespace=run.key.namespace,
         uid=run.uid,
-        spec=run.spec.to_dict(),
+        spec=_in_bytes(run.spec.to_dict()),
         resume_uid=resume_uid if run.spec.checkpoint.resume_from is not None else None,
     )

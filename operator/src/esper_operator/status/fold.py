@@ -6,8 +6,9 @@ that is over still bring their counts, but move no phase.
 
 from datetime import datetime
 
-from esper_leyline.phases import ConditionType, Phase, RecoveryKind
+from esper_leyline.phases import ConditionType, Phase, RecoveryKind, RollbackTier
 from esper_leyline.reasons import RunReason
+from esper_leyline.v1 import common_pb2 as wire_common
 from esper_leyline.v1 import report_pb2 as wire
 from esper_leyline.v1.report_pb2 import RunReport, RuntimePhase
 
@@ -23,6 +24,7 @@ _KINDS = {
     wire.RECOVERY_KIND_POD_REPLACED: (RecoveryKind.POD_REPLACED, RunReason.POD_REPLACED),
     wire.RECOVERY_KIND_NEW_ATTEMPT: (RecoveryKind.NEW_ATTEMPT, RunReason.NEW_ATTEMPT),
 }
+_TIERS = {wire_common.ROLLBACK_TIER_FAST: RollbackTier.FAST, wire_common.ROLLBACK_TIER_FULL: RollbackTier.FULL}
 _PLAIN = {
     RuntimePhase.RUNTIME_PHASE_RUNNING: Phase.RUNNING,
     RuntimePhase.RUNTIME_PHASE_ROLLING_BACK: Phase.ROLLING_BACK,
@@ -154,6 +156,7 @@ def _recovery(draft: Draft, recovery: wire.Recovery, time: datetime) -> None:
     resumed = kind is RecoveryKind.NEW_ATTEMPT and _stood_before(draft.history)
     found = LastRecovery(
         kind=kind,
+        tier=_TIERS.get(recovery.tier),
         cause=RunReason.RESUMED if resumed else recovery.cause[: bounds.MAX_REASON],
         from_step=bounds.count(recovery.from_step),
         to_step=bounds.count(recovery.to_step),

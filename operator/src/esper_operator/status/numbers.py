@@ -4,10 +4,10 @@ from datetime import datetime, timedelta
 
 from esper_leyline.phases import RecoveryKind
 from esper_leyline.reasons import RunReason
+from esper_leyline.v1.report_pb2 import Counters, RunReport
 from esper_leyline.v1.report_pb2 import Progress as WireProgress
-from esper_leyline.v1.report_pb2 import RunReport
 
-from esper_operator.api.runstatus import MAX_METRICS
+from esper_operator.api.runstatus import MAX_METRICS, RestoreFailures
 from esper_operator.api.v1alpha1 import Metric, Progress, Topology
 from esper_operator.status import bounds
 from esper_operator.status.draft import Draft
@@ -80,6 +80,7 @@ def fold_counters(draft: Draft, report: RunReport) -> None:
     if (rollbacks, skipped) != (draft.rollbacks.total, draft.rollbacks.skipped_batches):
         counted = _in_window(draft) + rollbacks - draft.rollbacks.total
         draft.rollbacks = draft.rollbacks.changed(total=rollbacks, counted=counted, skipped_batches=skipped)
+    _fold_restores(draft, told)
     signals = max(draft.rejections.signals, bounds.count(told.rejected_signals))
     commands = max(draft.rejections.commands, bounds.count(told.rejected_commands))
     if (signals, commands) != (draft.rejections.signals, draft.rejections.commands):
@@ -87,6 +88,18 @@ def fold_counters(draft: Draft, report: RunReport) -> None:
     failures = bounds.count(told.checkpoint_failures)
     if failures > (draft.checkpoint.failures or 0):
         draft.checkpoint = draft.checkpoint.changed(failures=failures)
+
+
+def _fold_restores(draft: Draft, told: Counters) -> None:
+    old = draft.rollbacks.restore_failures or RestoreFailures()
+    new = RestoreFailures(
+        no_checkpoint=max(old.no_checkpoint, bounds.count(told.restores_without_checkpoint)),
+        integrity_failed=max(old.integrity_failed, bounds.count(told.restores_failed_integrity)),
+        deadline_exceeded=max(old.deadline_exceeded, bounds.count(told.restores_over_deadline)),
+        apply_failed=max(old.apply_failed, bounds.count(told.restores_failed_apply)),
+    )
+    if new != old:
+        draft.rollbacks = draft.rollbacks.changed(restore_failures=new)
 
 
 def _in_window(draft: Draft) -> int:

@@ -54,11 +54,32 @@ class OptimizerFamily(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPTIMIZER_FAMILY_ADAMW: _ClassVar[OptimizerFamily]
     OPTIMIZER_FAMILY_OTHER: _ClassVar[OptimizerFamily]
 
+class LrPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LR_POLICY_UNSPECIFIED: _ClassVar[LrPolicy]
+    LR_POLICY_CONSTANT: _ClassVar[LrPolicy]
+    LR_POLICY_COSINE: _ClassVar[LrPolicy]
+    LR_POLICY_STEP: _ClassVar[LrPolicy]
+    LR_POLICY_SEED_WARMUP: _ClassVar[LrPolicy]
+    LR_POLICY_MORPHO_ADAPTIVE: _ClassVar[LrPolicy]
+    LR_POLICY_FROZEN: _ClassVar[LrPolicy]
+    LR_POLICY_LINEAR: _ClassVar[LrPolicy]
+    LR_POLICY_CUSTOM: _ClassVar[LrPolicy]
+
 class RollbackTier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ROLLBACK_TIER_UNSPECIFIED: _ClassVar[RollbackTier]
     ROLLBACK_TIER_FAST: _ClassVar[RollbackTier]
     ROLLBACK_TIER_FULL: _ClassVar[RollbackTier]
+
+class RestoreOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RESTORE_OUTCOME_UNSPECIFIED: _ClassVar[RestoreOutcome]
+    RESTORE_OUTCOME_OK: _ClassVar[RestoreOutcome]
+    RESTORE_OUTCOME_NO_CHECKPOINT: _ClassVar[RestoreOutcome]
+    RESTORE_OUTCOME_INTEGRITY_FAILED: _ClassVar[RestoreOutcome]
+    RESTORE_OUTCOME_DEADLINE_EXCEEDED: _ClassVar[RestoreOutcome]
+    RESTORE_OUTCOME_APPLY_FAILED: _ClassVar[RestoreOutcome]
 BUS_MESSAGE_TYPE_UNSPECIFIED: BusMessageType
 BUS_MESSAGE_TYPE_SYSTEM_STATE: BusMessageType
 BUS_MESSAGE_TYPE_ADAPTATION_COMMAND: BusMessageType
@@ -94,6 +115,21 @@ OPTIMIZER_FAMILY_SGD: OptimizerFamily
 OPTIMIZER_FAMILY_ADAM: OptimizerFamily
 OPTIMIZER_FAMILY_ADAMW: OptimizerFamily
 OPTIMIZER_FAMILY_OTHER: OptimizerFamily
+LR_POLICY_UNSPECIFIED: LrPolicy
+LR_POLICY_CONSTANT: LrPolicy
+LR_POLICY_COSINE: LrPolicy
+LR_POLICY_STEP: LrPolicy
+LR_POLICY_SEED_WARMUP: LrPolicy
+LR_POLICY_MORPHO_ADAPTIVE: LrPolicy
+LR_POLICY_FROZEN: LrPolicy
+LR_POLICY_LINEAR: LrPolicy
+LR_POLICY_CUSTOM: LrPolicy
 ROLLBACK_TIER_UNSPECIFIED: RollbackTier
 ROLLBACK_TIER_FAST: RollbackTier
 ROLLBACK_TIER_FULL: RollbackTier
+RESTORE_OUTCOME_UNSPECIFIED: RestoreOutcome
+RESTORE_OUTCOME_OK: RestoreOutcome
+RESTORE_OUTCOME_NO_CHECKPOINT: RestoreOutcome
+RESTORE_OUTCOME_INTEGRITY_FAILED: RestoreOutcome
+RESTORE_OUTCOME_DEADLINE_EXCEEDED: RestoreOutcome
+RESTORE_OUTCOME_APPLY_FAILED: RestoreOutcome

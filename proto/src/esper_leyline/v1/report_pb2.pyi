@@ -1,5 +1,6 @@
 import datetime
 
+from esper_leyline.v1 import common_pb2 as _common_pb2
 from esper_leyline.v1 import emergency_pb2 as _emergency_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -80,20 +81,28 @@ class Progress(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., loss: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[NamedMetric, _Mapping]]] = ..., samples_per_second: _Optional[float] = ..., goodput: _Optional[float] = ..., total_epochs: _Optional[int] = ..., parameter_count: _Optional[int] = ...) -> None: ...
 
 class Counters(_message.Message):
-    __slots__ = ("rollbacks", "in_place_restarts", "skipped_batches", "checkpoint_failures", "rejected_commands", "rejected_signals")
+    __slots__ = ("rollbacks", "in_place_restarts", "skipped_batches", "checkpoint_failures", "rejected_commands", "rejected_signals", "restores_without_checkpoint", "restores_failed_integrity", "restores_over_deadline", "restores_failed_apply")
     ROLLBACKS_FIELD_NUMBER: _ClassVar[int]
     IN_PLACE_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_BATCHES_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FAILURES_FIELD_NUMBER: _ClassVar[int]
     REJECTED_COMMANDS_FIELD_NUMBER: _ClassVar[int]
     REJECTED_SIGNALS_FIELD_NUMBER: _ClassVar[int]
+    RESTORES_WITHOUT_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    RESTORES_FAILED_INTEGRITY_FIELD_NUMBER: _ClassVar[int]
+    RESTORES_OVER_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    RESTORES_FAILED_APPLY_FIELD_NUMBER: _ClassVar[int]
     rollbacks: int
     in_place_restarts: int
     skipped_batches: int
     checkpoint_failures: int
     rejected_commands: int
     rejected_signals: int
-    def __init__(self, rollbacks: _Optional[int] = ..., in_place_restarts: _Optional[int] = ..., skipped_batches: _Optional[int] = ..., checkpoint_failures: _Optional[int] = ..., rejected_commands: _Optional[int] = ..., rejected_signals: _Optional[int] = ...) -> None: ...
+    restores_without_checkpoint: int
+    restores_failed_integrity: int
+    restores_over_deadline: int
+    restores_failed_apply: int
+    def __init__(self, rollbacks: _Optional[int] = ..., in_place_restarts: _Optional[int] = ..., skipped_batches: _Optional[int] = ..., checkpoint_failures: _Optional[int] = ..., rejected_commands: _Optional[int] = ..., rejected_signals: _Optional[int] = ..., restores_without_checkpoint: _Optional[int] = ..., restores_failed_integrity: _Optional[int] = ..., restores_over_deadline: _Optional[int] = ..., restores_failed_apply: _Optional[int] = ...) -> None: ...
 
 class CheckpointState(_message.Message):
     __slots__ = ("latest_step", "latest_verified_step", "best_step", "count", "total_bytes", "last_saved_time", "last_stall_ms", "last_error", "corrupt_files", "feasible")
@@ -136,7 +145,7 @@ class Transition(_message.Message):
     def __init__(self, from_phase: _Optional[_Union[RuntimePhase, str]] = ..., to_phase: _Optional[_Union[RuntimePhase, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., step: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Recovery(_message.Message):
-    __slots__ = ("kind", "cause", "from_step", "to_step", "detected_time", "completed_time", "detect_ms", "recover_ms", "verified")
+    __slots__ = ("kind", "cause", "from_step", "to_step", "detected_time", "completed_time", "detect_ms", "recover_ms", "verified", "tier")
     KIND_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     FROM_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +155,7 @@ class Recovery(_message.Message):
     DETECT_MS_FIELD_NUMBER: _ClassVar[int]
     RECOVER_MS_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     kind: RecoveryKind
     cause: str
     from_step: int
@@ -155,7 +165,8 @@ class Recovery(_message.Message):
     detect_ms: float
     recover_ms: float
     verified: bool
-    def __init__(self, kind: _Optional[_Union[RecoveryKind, str]] = ..., cause: _Optional[str] = ..., from_step: _Optional[int] = ..., to_step: _Optional[int] = ..., detected_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., detect_ms: _Optional[float] = ..., recover_ms: _Optional[float] = ..., verified: bool = ...) -> None: ...
+    tier: _common_pb2.RollbackTier
+    def __init__(self, kind: _Optional[_Union[RecoveryKind, str]] = ..., cause: _Optional[str] = ..., from_step: _Optional[int] = ..., to_step: _Optional[int] = ..., detected_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., detect_ms: _Optional[float] = ..., recover_ms: _Optional[float] = ..., verified: bool = ..., tier: _Optional[_Union[_common_pb2.RollbackTier, str]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("reason", "message", "exit_code", "container", "step", "time")

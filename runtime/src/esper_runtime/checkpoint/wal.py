@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import crc32c
+from esper_leyline.phases import RestoreOutcome
 from esper_leyline.v1.report_pb2 import Counters
 
 from esper_runtime.checkpoint.errors import CheckpointError
@@ -64,9 +65,26 @@ class Kind(StrEnum):
     """(reason)"""
     STATE = "state"
     """All of the state at once; written by compaction."""
+    RESTORE_FAILURE = "restore_failure"
+    """A tier of rollback failed (outcome: esper_leyline.phases.RestoreOutcome, tier: RollbackTier)."""
+    LEVEL = "level"
+    """The emergency level from now on (level: 0 to 4, reason, id)."""
+    BEGIN = "begin"
+    """A save begins (txn, step, epoch)."""
+    COMMIT = "commit"
+    """It is on the volume, whole (txn, attempt, number, step, files)."""
+    ABORT = "abort"
+    """It failed and left nothing (txn, error)."""
+    # Its place in this list is a kind's number on disk: add at the end.
 
 
 _CODES = {kind: code for code, kind in enumerate(Kind, start=1)}
+_RESTORE_COUNTERS = {
+    RestoreOutcome.NO_CHECKPOINT: "restores_without_checkpoint",
+    RestoreOutcome.INTEGRITY_FAILED: "restores_failed_integrity",
+    RestoreOutcome.DEADLINE_EXCEEDED: "restores_over_deadline",
+    RestoreOutcome.APPLY_FAILED: "restores_failed_apply",
+}
 _BY_CODE = {code: kind for kind, code in _CODES.items()}
 
 
@@ -84,6 +102,12 @@ class WalState:
     learning_rate_scale: float = 1.0
     rollback_times: tuple[float, ...] = ()
     """Unix seconds of the newest MAX_REMEMBERED rollbacks, oldest first."""
+    restores_without_checkpoint: int = 0
+    restores_failed_integrity: int = 0
+    restores_over_deadline: int = 0
+    restores_failed_apply: int = 0
+    level: int = 0
+    """EmergencyLevel; 0: none."""
     skipped_positions: tuple[int, ...] = ()
     """The newest MAX_REMEMBERED positions of skipped batches, in the order they were skipped."""
 
@@ -95,6 +119,10 @@ class WalState:
             checkpoint_failures=self.checkpoint_failures,
             rejected_commands=self.rejected_commands,
             rejected_signals=self.rejected_signals,
+            restores_without_checkpoint=self.restores_without_checkpoint,
+            restores_failed_integrity=self.restores_failed_integrity,
+            restores_over_deadline=self.restores_over_deadline,
+            restores_failed_apply=self.restores_failed_apply,
         )
 
     def after(self, kind: Kind, fields: dict[str, Any]) -> "WalState":
@@ -124,6 +152,13 @@ class WalState:
                 return replace(self, rejected_signals=self.rejected_signals + 1)
             case Kind.STATE:
                 return _state_of(fields)
+            case Kind.RESTORE_FAILURE:
+                counter = _RESTORE_COUNTERS[RestoreOutcome(fields["outcome"])]
+                return replace(self, **{counter: getattr(self, counter) + 1})
+            case Kind.LEVEL:
+                return replace(self, level=int(fields["level"]))
+            case Kind.BEGIN | Kind.COMMIT | Kind.ABORT:
+                return self
 
     def fields(self) -> dict[str, Any]:
         """Content of a STATE record."""
@@ -134,6 +169,11 @@ class WalState:
             "checkpoint_failures": self.checkpoint_failures,
             "rejected_commands": self.rejected_commands,
             "rejected_signals": self.rejected_signals,
+            "restores_without_checkpoint": self.restores_without_checkpoint,
+            "restores_failed_integrity": self.restores_failed_integrity,
+            "restores_over_deadline": self.restores_over_deadline,
+            "restores_failed_apply": self.restores_failed_apply,
+            "level": self.level,
             "fired_faults": sorted(self.fired_faults),
             "learning_rate_scale": self.learning_rate_scale,
             "rollback_times": list(self.rollback_times),

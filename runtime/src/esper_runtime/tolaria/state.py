@@ -8,7 +8,7 @@ and skipped batches are no part of it: they are facts of the run, kept in its lo
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from esper_leyline import pages
@@ -63,6 +63,16 @@ class RunClock:
         self._base += max(0.0, seconds - self.seconds())
 
 
+class Extra(Protocol):
+    """A part with a small state of its own that snapshots, checkpoints and rollbacks carry along."""
+
+    def capture(self) -> dict[str, Any]:
+        """What JSON can carry; no NaN, no infinity."""
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """What `capture` gave, perhaps in another process; {} from a state that was saved without this part."""
+
+
 @dataclass(kw_only=True)
 class TrainState:
     """The state of one trainer. `step` counts applied and discarded steps; `loader.position` is the next batch."""
@@ -78,6 +88,8 @@ class TrainState:
     learning_rate_scale: float = 1.0
     best: Best | None = None
     sums: EpochSums = field(default_factory=EpochSums)
+    extras: dict[str, Extra] = field(default_factory=dict)
+    """By name: learning_rate, scaler, loader, stability."""
 
     def __post_init__(self) -> None:
         self._buffers = self._bind_buffers()
@@ -200,6 +212,7 @@ class TrainState:
             "best": None if best is None else [best.value, best.step, best.epoch],
             "sums": [self.sums.loss, self.sums.steps, self.sums.samples],
             "seconds": self.clock.seconds(),
+            "extras": {name: extra.capture() for name, extra in self.extras.items()},
         }
 
     def _take_facts(self, facts: Mapping[str, Any]) -> None:
@@ -211,6 +224,9 @@ class TrainState:
         loss, steps, samples = facts["sums"]
         self.sums = EpochSums(loss=loss, steps=steps, samples=samples)
         self.clock.at_least(facts["seconds"])
+        saved = facts.get("extras", {})
+        for name, extra in self.extras.items():
+            extra.restore(saved.get(name, {}))
 
 
 def export_tensors(model: nn.Module) -> dict[str, Tensor]:
