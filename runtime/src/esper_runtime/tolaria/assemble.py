@@ -29,10 +29,12 @@ from esper_runtime.tolaria.handshake import Boundary as Handshake
 from esper_runtime.tolaria.judge import Judge
 from esper_runtime.tolaria.loop import Parts, locate
 from esper_runtime.tolaria.memory import Memory
+from esper_runtime.tolaria.metrics import Metrics
 from esper_runtime.tolaria.outcome import Outcome
 from esper_runtime.tolaria.place import Place
 from esper_runtime.tolaria.rollback import Rollbacks
 from esper_runtime.tolaria.snapshot import Snapshots
+from esper_runtime.tolaria.stability import Calm, Stability
 from esper_runtime.tolaria.state import RunClock, TrainState
 from esper_runtime.tolaria.step import Step
 from esper_runtime.tolaria.telemetry import Events, Heart
@@ -57,6 +59,8 @@ class Bench:
     facts: Facts
     heart: Heart
     events: Events
+    metrics: Metrics
+    stability: Stability
     began_ns: int
     last_beat_ns: int
 
@@ -87,6 +91,8 @@ def lay_out(place: Place, config: RunConfig) -> Bench:
         facts=facts,
         heart=heart,
         events=events,
+        metrics=Metrics(place.run_dir),
+        stability=Calm(),
         began_ns=began_ns,
         last_beat_ns=last_beat_ns,
     )
