@@ -23,6 +23,10 @@ test: ## All tests that this machine can run
 test-fast: ## Unit, property, integration and repository tests
 	@scripts/test fast
 
+.PHONY: acceptance
+acceptance: setup ## Every promised row and the tests that show it; writes docs/acceptance.md
+	@scripts/acceptance
+
 .PHONY: check
 check: setup ## Format, lint, types, layers, generated files, chart
 	@scripts/check
