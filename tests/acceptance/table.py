@@ -75,8 +75,8 @@ def page(rows: Sequence[Row], found: dict[str, Shown]) -> str:
     lines = [
         "# Acceptance",
         "",
-        "Written by `make acceptance`; do not edit. A row counts when a test that can fail has run and passed. Rows under",
-        "“later” wait for the part that is named.",
+        "Written by `make acceptance`; do not edit. A row counts when a test that can fail has run and passed.",
+        "Rows that say “later” wait for the part that is named.",
         "",
         "| Row | Promise | Result | Shown by |",
         "|---|---|---|---|",
