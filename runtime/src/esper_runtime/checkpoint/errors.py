@@ -4,6 +4,7 @@ CheckpointError
  ├─ CheckpointDirError        the volume cannot be used: exit 74, a person must act
  ├─ CorruptFileError          one file does not verify: use an older generation
  ├─ NoValidCheckpointError    generations exist, none verifies: exit 72
+ ├─ AbandonedError            this load was told to stop: nobody waits for it any more
  └─ SaveError                 this save failed: train on, the older generations are intact
      └─ SupersededError       a newer attempt of the run owns the directory: stop
 """
@@ -34,6 +35,10 @@ class NoValidCheckpointError(CheckpointError):
     def __init__(self, message: str, corrupt: tuple[str, ...] = ()) -> None:
         super().__init__("; ".join((message, *corrupt)))
         self.corrupt = corrupt
+
+
+class AbandonedError(CheckpointError):
+    """A load stopped between two chunks because its caller gave it up."""
 
 
 class SaveError(CheckpointError):

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from esper_runtime.checkpoint.errors import AbandonedError
 from esper_runtime.checkpoint.manifest import FileDigest
 
 ALIGN = 4096
@@ -31,6 +32,8 @@ _DIRECT_MIN_BYTES = 64 * 1024
 _REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+Stop: TypeAlias = Callable[[], bool]
+"""Asked between chunks; True ends a read with AbandonedError."""
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -190,21 +193,26 @@ def _write_at(descriptor: int, data: Bytes, offset: int, path: Path, disk: Disk)
                 raise
 
 
-def read_file(path: Path, buffer: Bytes, *, size: int, disk: Disk) -> FileDigest:
+def go_on() -> bool:
+    """A Stop that never stops."""
+    return False
+
+
+def read_file(path: Path, buffer: Bytes, *, size: int, disk: Disk, stop: Stop = go_on) -> FileDigest:
     """Fills `buffer` (from aligned_buffer) with the file's first `size` bytes and digests them.
 
     A shorter file gives a digest of what is there; the caller compares.
     """
-    return _stream(path, size, disk, lambda _, start: buffer[start : min(start + CHUNK, align_up(size))])
+    return _stream(path, size, disk, lambda _, start: buffer[start : min(start + CHUNK, align_up(size))], stop)
 
 
-def digest_file(path: Path, *, size: int, disk: Disk) -> FileDigest:
+def digest_file(path: Path, *, size: int, disk: Disk, stop: Stop = go_on) -> FileDigest:
     """As read_file, without keeping what was read."""
     ring = _ring(size)
-    return _stream(path, size, disk, lambda turn, _: ring[turn % len(ring)])
+    return _stream(path, size, disk, lambda turn, _: ring[turn % len(ring)], stop)
 
 
-def _stream(path: Path, size: int, disk: Disk, place: Callable[[int, int], Bytes]) -> FileDigest:
+def _stream(path: Path, size: int, disk: Disk, place: Callable[[int, int], Bytes], stop: Stop) -> FileDigest:
     """Reads chunks to where `place(turn, start)` says; at most _BUFFERS are under way, digested in order."""
     descriptor = disk.open(path, os.O_RDONLY, direct=size >= _DIRECT_MIN_BYTES)
     digester = Digester()
@@ -219,6 +227,8 @@ def _stream(path: Path, size: int, disk: Disk, place: Callable[[int, int], Bytes
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         with _workers(size) as pool:
             for turn, start in enumerate(range(0, size, CHUNK)):
+                if stop():
+                    raise AbandonedError(f"{path} is not wanted any more")
                 if len(reads) == _BUFFERS:
                     digest_oldest()
                 target = place(turn, start)

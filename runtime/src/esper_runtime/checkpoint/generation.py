@@ -16,7 +16,7 @@ import torch
 from esper_runtime.checkpoint import manifest as manifests
 from esper_runtime.checkpoint import tensors as safetensors
 from esper_runtime.checkpoint.errors import CheckpointError, CorruptFileError, SaveError
-from esper_runtime.checkpoint.files import Bytes, Disk, aligned_buffer, digest_file, read_file, write_file
+from esper_runtime.checkpoint.files import Bytes, Disk, Stop, aligned_buffer, digest_file, go_on, read_file, write_file
 from esper_runtime.checkpoint.manifest import FileDigest, Manifest
 from esper_runtime.checkpoint.volume import sync_directory
 
@@ -95,13 +95,15 @@ def verify(directory: Path, manifest: Manifest, data: GenerationData, how: str, 
 
 
 def read(
-    directory: Path, manifest: Manifest, where: str, disk: Disk
+    directory: Path, manifest: Manifest, where: str, disk: Disk, stop: Stop = go_on
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Tensors by stem and name, and the state; given out only after every byte of every file has verified.
 
-    CorruptFileError names the first file that does not.
+    CorruptFileError names the first file that does not; AbandonedError when `stop` said so.
     """
-    content = {name: _read(directory / name, want, f"{where}/{name}", disk) for name, want in manifest.files.items()}
+    content = {
+        name: _read(directory / name, want, f"{where}/{name}", disk, stop) for name, want in manifest.files.items()
+    }
     return _decode(content, where)
 
 
@@ -118,12 +120,12 @@ def _write_bytes(path: Path, content: bytes, disk: Disk) -> FileDigest:
     return write_file(path, [np.frombuffer(content, dtype=np.uint8)], size=len(content), disk=disk)
 
 
-def _read(path: Path, want: FileDigest, where: str, disk: Disk) -> Bytes:
+def _read(path: Path, want: FileDigest, where: str, disk: Disk, stop: Stop) -> Bytes:
     """All bytes of one file, verified. CorruptFileError otherwise."""
     try:
         _check_size(path, want, where)
         buffer = aligned_buffer(want.size)
-        digest = read_file(path, buffer, size=want.size, disk=disk)
+        digest = read_file(path, buffer, size=want.size, disk=disk, stop=stop)
     except FileNotFoundError as error:
         raise CorruptFileError(where, "missing") from error
     except OSError as error:

@@ -19,26 +19,26 @@ from esper_leyline.runconfig import ResumeFrom, Retention
 from esper_leyline.v1.report_pb2 import CheckpointState
 
 from esper_runtime.checkpoint import manifest as manifests
+from esper_runtime.checkpoint.catalog import Entry, directories, generation_of, numbers
 from esper_runtime.checkpoint.errors import (
     CheckpointError,
     CorruptFileError,
-    NoValidCheckpointError,
     SaveError,
     SupersededError,
 )
-from esper_runtime.checkpoint.files import Disk
+from esper_runtime.checkpoint.files import Disk, Stop, go_on
 from esper_runtime.checkpoint.generation import (
     GenerationData,
     LoadedGeneration,
     Tensors,
-    read,
     verify,
     write,
     write_export,
 )
+from esper_runtime.checkpoint.loading import Search
 from esper_runtime.checkpoint.manifest import Manifest
 from esper_runtime.checkpoint.retention import Generation, best, superfluous
-from esper_runtime.checkpoint.volume import Volume, attempts_below, remove_tree, sync_directory
+from esper_runtime.checkpoint.volume import Volume, remove_tree, sync_directory
 
 MAX_CORRUPT_LISTED = 8
 MAX_WRITE_SECONDS = 12.0
@@ -81,7 +81,7 @@ class Store:
         """
         self.volume.claim()
         self._remove_remnants()
-        for attempt, directory in _directories(self.volume.run_dir):
+        for attempt, directory in directories(self.volume.run_dir):
             self._learn(attempt, directory)
 
     def _remove_remnants(self) -> None:
@@ -99,7 +99,7 @@ class Store:
         where = f"{directory.parent.name}/{directory.name}"
         try:
             found = manifests.read(directory, run_uid=self.volume.run_uid, attempt=attempt, where=where)
-            generation = _generation(found, directory)
+            generation = generation_of(found, directory)
         except CorruptFileError as error:
             self._note_corrupt(str(error))
             generation = Generation(
@@ -141,7 +141,7 @@ class Store:
         newer = self.volume.superseded_by()
         if newer is not None:
             raise SupersededError(f"attempt {newer} owns {self.volume.run_dir}; attempt {self.volume.attempt} is over")
-        number = 1 + max(_numbers(self.volume.run_dir), default=0)
+        number = 1 + max(numbers(self.volume.run_dir), default=0)
         draft = self.volume.attempt_dir / f"{_TEMPORARY}{manifests.directory_name(number)}"
         final = self.volume.attempt_dir / manifests.directory_name(number)
         try:
@@ -158,7 +158,7 @@ class Store:
             _clean_up(draft)
             raise
         # With verification None the write protocol itself is trusted, else nothing could ever be deleted.
-        generation = replace(_generation(manifest, final), verified=True)
+        generation = replace(generation_of(manifest, final), verified=True)
         with self._lock:
             self._known[generation.key] = generation
             self._feasible = seconds <= MAX_WRITE_SECONDS
@@ -201,94 +201,52 @@ class Store:
 
     # Loading
 
-    def load_newest(self, resume_from: ResumeFrom | None = None) -> LoadedGeneration | None:
-        """The newest generation of this run that verifies; without any, the one that `resume_from` asks for.
+    def load_newest(
+        self, resume_from: ResumeFrom | None = None, *, before_step: int | None = None, stop: Stop = go_on
+    ) -> LoadedGeneration | None:
+        """The newest generation of this run (older than `before_step`) that verifies; else what `resume_from` asks for.
 
         None when the run has no generation and nothing to resume from. NoValidCheckpointError when there are
-        generations and none verifies, or when resumeFrom names what is not there.
+        generations and none verifies, or when resumeFrom names what is not there. AbandonedError: `stop` said so.
         """
-        corrupt: list[str] = []
-        candidates = list(reversed(_directories(self.volume.run_dir)))
-        for attempt, directory in candidates:
-            loaded = self._try_load(directory, self.volume.run_uid, attempt, corrupt)
-            if loaded is not None:
-                self._loaded(attempt, loaded)
-                return loaded
-        if candidates:
-            raise NoValidCheckpointError(
-                f"none of {len(candidates)} checkpoints below {self.volume.run_dir} verifies", tuple(corrupt)
-            )
-        return None if resume_from is None else self.load(resume_from)
+        loaded = self._search(self.volume.run_uid, before_step, stop).newest()
+        if loaded is not None:
+            self._loaded(loaded)
+            return loaded
+        return None if resume_from is None else self.load(resume_from, stop=stop)
 
-    def load(self, source: ResumeFrom) -> LoadedGeneration:
+    def load(self, source: ResumeFrom, *, before_step: int | None = None, stop: Stop = go_on) -> LoadedGeneration:
         """One generation of any run below this root: that of `source.step`, else by `source.select`.
 
         NoValidCheckpointError when there is none that verifies.
         """
-        run_dir = self.volume.root / source.run_uid
-        corrupt: list[str] = []
-        for attempt, directory in self._resume_order(run_dir, source, corrupt):
-            loaded = self._try_load(directory, source.run_uid, attempt, corrupt)
-            if loaded is not None:
-                return loaded
-        asked = "" if source.step is None else f" at step {source.step}"
-        raise NoValidCheckpointError(
-            f"checkpoint.resumeFrom: run {source.run_uid} has no valid checkpoint{asked} below {run_dir}",
-            tuple(corrupt),
+        loaded = self._search(source.run_uid, before_step, stop).chosen(source, self.retention)
+        if source.run_uid == self.volume.run_uid:
+            self._loaded(loaded)
+        return loaded
+
+    def _search(self, run_uid: str, before_step: int | None, stop: Stop) -> Search:
+        return Search(
+            run_uid=run_uid,
+            run_dir=self.volume.root / run_uid,
+            disk=self._disk,
+            noted=self._rejected,
+            before_step=before_step,
+            stop=stop,
         )
 
-    def _resume_order(self, run_dir: Path, source: ResumeFrom, corrupt: list[str]) -> list[tuple[int, Path]]:
-        """Directories to try, best choice first. Those whose manifest is bad are named in `corrupt`."""
-        found: list[tuple[int, Generation]] = []
-        for attempt, directory in reversed(_directories(run_dir)):
-            where = f"{directory.parent.name}/{directory.name}"
-            try:
-                header = manifests.read(directory, run_uid=source.run_uid, attempt=attempt, where=where)
-            except CorruptFileError as error:
-                self._note_corrupt(str(error))
-                corrupt.append(str(error))
-            else:
-                found.append((attempt, _generation(header, directory)))
-        if source.step is not None:
-            return [(attempt, g.path) for attempt, g in found if g.step == source.step]
-        if source.select == "Best":
-            ranked = best([g for _, g in found], self.retention, len(found))
-            return [(g.attempt, g.path) for g in ranked]
-        return [(attempt, g.path) for attempt, g in found]
-
-    def _try_load(self, directory: Path, run_uid: str, attempt: int, corrupt: list[str]) -> LoadedGeneration | None:
-        where = f"{directory.parent.name}/{directory.name}"
-        try:
-            found = manifests.read(directory, run_uid=run_uid, attempt=attempt, where=where)
-            tensors, state = read(directory, found, where, self._disk)
-        except CorruptFileError as error:
-            log.error("checkpoint does not verify, trying an older one: %s", error)
-            self._note_corrupt(str(error))
-            corrupt.append(str(error))
-            self._mark(directory, attempt, corrupt=True)
-            return None
-        return LoadedGeneration(
-            tensors=tensors,
-            state=state,
-            epoch=found.epoch,
-            step=found.step,
-            attempt=attempt,
-            number=found.number,
-            metrics=found.metrics,
-            corrupt=tuple(corrupt),
-        )
-
-    def _loaded(self, attempt: int, loaded: LoadedGeneration) -> None:
+    def _rejected(self, entry: Entry, why: str) -> None:
+        self._note_corrupt(why)
         with self._lock:
-            known = self._known.get((attempt, loaded.number))
+            known = self._known.get((entry.attempt, manifests.number_of(entry.path.name) or 0))
+            if known is not None and known.path == entry.path:
+                self._known[known.key] = replace(known, corrupt=True, verified=False)
+
+    def _loaded(self, loaded: LoadedGeneration) -> None:
+        with self._lock:
+            known = self._known.get((loaded.attempt, loaded.number))
             if known is not None:
                 self._known[known.key] = replace(known, verified=True)
-
-    def _mark(self, directory: Path, attempt: int, *, corrupt: bool) -> None:
-        with self._lock:
-            known = self._known.get((attempt, manifests.number_of(directory.name) or 0))
-            if known is not None and known.path == directory:
-                self._known[known.key] = replace(known, corrupt=corrupt, verified=False)
 
     # Reporting
 
@@ -349,35 +307,6 @@ class Store:
             _clean_up(draft)
             raise SaveError(f"the model was not exported: {error}", errno=error.errno, path=final) from error
         return final
-
-
-def _directories(run_dir: Path) -> list[tuple[int, Path]]:
-    """(attempt, generation directory) of everything that carries a generation's name, oldest first."""
-    found: list[tuple[int, int, Path]] = []
-    for attempt in attempts_below(run_dir):
-        for entry in (run_dir / f"a{attempt:05d}").iterdir():
-            number = manifests.number_of(entry.name)
-            if number is not None:
-                found.append((attempt, number, entry))
-    return [(attempt, entry) for attempt, _, entry in sorted(found)]
-
-
-def _numbers(run_dir: Path) -> list[int]:
-    """Every generation number in use, readable or not."""
-    return [manifests.number_of(directory.name) or 0 for _, directory in _directories(run_dir)]
-
-
-def _generation(manifest: Manifest, path: Path) -> Generation:
-    return Generation(
-        attempt=manifest.attempt,
-        number=manifest.number,
-        step=manifest.step,
-        epoch=manifest.epoch,
-        path=path,
-        size_bytes=manifest.size_bytes,
-        created=manifest.created,
-        metrics=dict(manifest.metrics),
-    )
 
 
 def _clean_up(path: Path) -> None:

@@ -5,17 +5,21 @@ counted, reported, and tried again at the next cadence.
 """
 
 import errno
+import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+from esper_leyline.phases import RestoreOutcome
 from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import Checkpoint, ResumeFrom
 from esper_leyline.v1 import report_pb2 as pb
 from torch import Tensor
 
 from esper_runtime.checkpoint import LoadedGeneration, NoValidCheckpointError, SaveOutcome, Store, Writer
+from esper_runtime.checkpoint.files import Stop
 from esper_runtime.checkpoint.wal import Kind
 from esper_runtime.tolaria.facts import Facts
 from esper_runtime.tolaria.judge import Call, Verdict
@@ -24,7 +28,10 @@ from esper_runtime.tolaria.telemetry import Events
 
 COMPONENT = "checkpoint"
 BEAT_S = 0.05
+SETTLE_SHARE = 0.25
+"""Of a load's deadline, to wait for a save under way."""
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -135,25 +142,49 @@ class Checkpoints:
         """What a start goes on from; see Store.load_newest, also for its errors."""
         return self._beating(lambda: self.store.load_newest(resume_from))
 
-    def load_newest(self, *, before_step: int | None = None) -> LoadedGeneration | None:
-        """The newest verified generation; None without any, or when it is not older than `before_step`."""
-        self.wait()
-        try:
-            loaded = self._beating(self.store.load_newest)
-        except NoValidCheckpointError:
-            return None
-        if loaded is None or (before_step is not None and loaded.step >= before_step):
-            return None
-        return loaded
+    def load_newest(
+        self, *, before_step: int | None = None, deadline_s: float | None = None
+    ) -> tuple[RestoreOutcome, LoadedGeneration | None]:
+        """The newest verified generation, older than `before_step`; see _load for the outcomes."""
+        return self._load(lambda stop: self.store.load_newest(before_step=before_step, stop=stop), deadline_s)
 
-    def load_best(self) -> LoadedGeneration | None:
-        """The best verified generation by retention.metric; None without any."""
-        self.wait()
-        try:
-            best = ResumeFrom(run_uid=self.store.volume.run_uid, select="Best")
-            return self._beating(lambda: self.store.load(best))
-        except NoValidCheckpointError:
-            return None
+    def load_best(
+        self, *, before_step: int | None = None, deadline_s: float | None = None
+    ) -> tuple[RestoreOutcome, LoadedGeneration | None]:
+        """The best verified generation by retention.metric, older than `before_step`; see _load for the outcomes."""
+        best = ResumeFrom(run_uid=self.store.volume.run_uid, select="Best")
+        return self._load(lambda stop: self.store.load(best, before_step=before_step, stop=stop), deadline_s)
+
+    def _load(
+        self, work: Callable[[Stop], LoadedGeneration | None], deadline_s: float | None
+    ) -> tuple[RestoreOutcome, LoadedGeneration | None]:
+        """OK with what was loaded, into memory of its own; else why not, and None.
+
+        NO_CHECKPOINT: none fits. INTEGRITY_FAILED: some exist, none verifies. DEADLINE_EXCEEDED: the volume took more
+        than `deadline_s`; the load is told to stop and what it may still read is dropped.
+        """
+        ends = None if deadline_s is None else self._monotonic() + deadline_s
+        self._settle(None if deadline_s is None else deadline_s * SETTLE_SHARE)
+        abandoned = threading.Event()
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-load")
+        load = executor.submit(work, abandoned.is_set)
+        executor.shutdown(wait=False)  # takes no more work; the thread ends with this one
+        while not wait((load,), BEAT_S).done:
+            self._beat()
+            if ends is not None and self._monotonic() >= ends:
+                abandoned.set()  # it stops at the next chunk; nobody waits for that
+                return RestoreOutcome.DEADLINE_EXCEEDED, None
+        return _restored(load)
+
+    def _settle(self, patience_s: float | None) -> None:
+        """Lets a save under way become the newest generation, for at most so long."""
+        if patience_s is None:
+            self.wait()
+            return
+        ends = self._monotonic() + patience_s
+        while not self._writer.drain(BEAT_S) and self._monotonic() < ends:
+            self._beat()
+        self._report()
 
     def export(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Writes the finished model. SaveError when that failed."""
@@ -169,3 +200,15 @@ class Checkpoints:
 
     def close(self, timeout_s: float) -> None:
         self._writer.close(timeout_s)
+
+
+def _restored(load: "Future[LoadedGeneration | None]") -> tuple[RestoreOutcome, LoadedGeneration | None]:
+    """What a finished load has come to."""
+    try:
+        loaded = load.result()
+    except NoValidCheckpointError as error:
+        return (RestoreOutcome.INTEGRITY_FAILED if error.corrupt else RestoreOutcome.NO_CHECKPOINT), None
+    except OSError as error:
+        log.error("the checkpoint volume cannot be read: %s", error)
+        return RestoreOutcome.INTEGRITY_FAILED, None
+    return (RestoreOutcome.NO_CHECKPOINT if loaded is None else RestoreOutcome.OK), loaded

@@ -129,9 +129,11 @@ class Rollbacks:
             if step is not None:
                 return step
         best = self.config.target == "Best"
-        loaded = self._checkpoints.load_best() if best else self._checkpoints.load_newest(before_step=first_suspect)
+        checkpoints = self._checkpoints
+        load = checkpoints.load_best if best else checkpoints.load_newest
+        _, loaded = load(before_step=first_suspect)
         if loaded is None and best:
-            loaded = self._checkpoints.load_newest(before_step=first_suspect)
+            _, loaded = checkpoints.load_newest(before_step=first_suspect)
         if loaded is None:
             return None if self.config.target == "BeforeAnomaly" else self._memory_instead(state, first_suspect)
         state.restore_generation(loaded)

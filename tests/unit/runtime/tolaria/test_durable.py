@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from esper_leyline.phases import RestoreOutcome
 from esper_leyline.runconfig import Checkpoint
 from esper_runtime.checkpoint import NoValidCheckpointError, SaveError, Store, Wal, Writer
 from esper_runtime.tolaria.durable import Checkpoints
@@ -23,10 +24,10 @@ class SlowStore(Store):
         if self.error is not None:
             raise self.error
 
-    def load_newest(self, *_: Any) -> None:
+    def load_newest(self, *_: Any, **__: Any) -> None:
         self._wait()
 
-    def load(self, *_: Any) -> Any:
+    def load(self, *_: Any, **__: Any) -> Any:
         self._wait()
         return "the best"
 
@@ -65,11 +66,11 @@ def test_it_beats_while_the_volume_takes_its_time(checkpoints: Checkpoints, slow
 
 
 def test_errors_come_through(checkpoints: Checkpoints, slow: SlowStore):
-    slow.error = NoValidCheckpointError("none", ())
+    slow.error = NoValidCheckpointError("none", ("a00001/gen-0000000001/state.json: missing",))
     with pytest.raises(NoValidCheckpointError):
         checkpoints.load_first(None)
-    assert checkpoints.load_best() is None
-    assert checkpoints.load_newest() is None
+    assert checkpoints.load_best() == (RestoreOutcome.INTEGRITY_FAILED, None)
+    assert checkpoints.load_newest() == (RestoreOutcome.INTEGRITY_FAILED, None)
     slow.error = SaveError("no", errno=28, path=Path())
     with pytest.raises(SaveError):
         checkpoints.export({}, {})
