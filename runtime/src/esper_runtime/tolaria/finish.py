@@ -66,7 +66,7 @@ class Finish:
 
     def _take_best(self, state: TrainState) -> tuple[int, int]:
         """(step, epoch) of the model that is exported: the best checkpoint, or the last state without one."""
-        best = self.checkpoints.load_best() if self.config.checkpoint.retention.keep_best else None
+        best = self.checkpoints.load_best()[1] if self.config.checkpoint.retention.keep_best else None
         if best is None:
             return state.step, state.epoch
         state.restore_model(best.tensors["model"])
