@@ -71,6 +71,8 @@ class RunReason(StrEnum):
     BREAKER_OPENED = "BreakerOpened"
     BREAKER_CLOSED = "BreakerClosed"
     BOUNDARY_BUDGET_EXCEEDED = "BoundaryBudgetExceeded"
+    BOUNDARY_FAILED = "BoundaryFailed"
+    """What a boundary set out to do to the model failed, and was undone."""
     COMMAND_APPLIED = "CommandApplied"
     FEATURE_FALLBACK = "FeatureFallback"
     """A PyTorch feature that was asked for is off: torch.compile, CUDA graphs, a precision."""

@@ -1,6 +1,7 @@
 import datetime
 
 from esper_leyline.v1 import common_pb2 as _common_pb2
+from esper_leyline.v1 import emergency_pb2 as _emergency_pb2
 from esper_leyline.v1 import telemetry_pb2 as _telemetry_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -95,12 +96,22 @@ class CommandOptimizerAdjustment(_message.Message):
     def __init__(self, optimizer_id: _Optional[str] = ..., learning_rate_scale: _Optional[float] = ...) -> None: ...
 
 class CommandCircuitBreaker(_message.Message):
-    __slots__ = ("desired_state", "rationale")
+    __slots__ = ("desired_state", "rationale", "name")
     DESIRED_STATE_FIELD_NUMBER: _ClassVar[int]
     RATIONALE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     desired_state: _common_pb2.CircuitBreakerState
     rationale: str
-    def __init__(self, desired_state: _Optional[_Union[_common_pb2.CircuitBreakerState, str]] = ..., rationale: _Optional[str] = ...) -> None: ...
+    name: str
+    def __init__(self, desired_state: _Optional[_Union[_common_pb2.CircuitBreakerState, str]] = ..., rationale: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class CommandEmergency(_message.Message):
+    __slots__ = ("level", "reason")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    level: _emergency_pb2.EmergencyLevel
+    reason: str
+    def __init__(self, level: _Optional[_Union[_emergency_pb2.EmergencyLevel, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
     __slots__ = ("target_epoch", "tier", "reason")
@@ -113,7 +124,7 @@ class RollbackRequest(_message.Message):
     def __init__(self, target_epoch: _Optional[int] = ..., tier: _Optional[_Union[_common_pb2.RollbackTier, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class AdaptationCommand(_message.Message):
-    __slots__ = ("version", "command_id", "command_type", "target_seed_id", "execution_deadline_ms", "issued_at", "issued_by", "optimizer_adjustment", "circuit_breaker", "rollback", "metadata", "rationale")
+    __slots__ = ("version", "command_id", "command_type", "target_seed_id", "execution_deadline_ms", "issued_at", "issued_by", "optimizer_adjustment", "circuit_breaker", "rollback", "emergency", "metadata", "rationale")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     COMMAND_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +135,7 @@ class AdaptationCommand(_message.Message):
     OPTIMIZER_ADJUSTMENT_FIELD_NUMBER: _ClassVar[int]
     CIRCUIT_BREAKER_FIELD_NUMBER: _ClassVar[int]
     ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    EMERGENCY_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     RATIONALE_FIELD_NUMBER: _ClassVar[int]
     version: int
@@ -136,9 +148,10 @@ class AdaptationCommand(_message.Message):
     optimizer_adjustment: CommandOptimizerAdjustment
     circuit_breaker: CommandCircuitBreaker
     rollback: RollbackRequest
+    emergency: CommandEmergency
     metadata: DecisionMetadata
     rationale: str
-    def __init__(self, version: _Optional[int] = ..., command_id: _Optional[str] = ..., command_type: _Optional[_Union[CommandType, str]] = ..., target_seed_id: _Optional[str] = ..., execution_deadline_ms: _Optional[int] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., issued_by: _Optional[str] = ..., optimizer_adjustment: _Optional[_Union[CommandOptimizerAdjustment, _Mapping]] = ..., circuit_breaker: _Optional[_Union[CommandCircuitBreaker, _Mapping]] = ..., rollback: _Optional[_Union[RollbackRequest, _Mapping]] = ..., metadata: _Optional[_Union[DecisionMetadata, _Mapping]] = ..., rationale: _Optional[str] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., command_id: _Optional[str] = ..., command_type: _Optional[_Union[CommandType, str]] = ..., target_seed_id: _Optional[str] = ..., execution_deadline_ms: _Optional[int] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., issued_by: _Optional[str] = ..., optimizer_adjustment: _Optional[_Union[CommandOptimizerAdjustment, _Mapping]] = ..., circuit_breaker: _Optional[_Union[CommandCircuitBreaker, _Mapping]] = ..., rollback: _Optional[_Union[RollbackRequest, _Mapping]] = ..., emergency: _Optional[_Union[CommandEmergency, _Mapping]] = ..., metadata: _Optional[_Union[DecisionMetadata, _Mapping]] = ..., rationale: _Optional[str] = ...) -> None: ...
 
 class CommandSecurity(_message.Message):
     __slots__ = ("signature", "nonce", "issued_at", "freshness_window", "key_id")
