@@ -10,6 +10,7 @@ The calls run in a thread that lives for one boundary, over channels that do too
 at the next boundary without any back-off, and between boundaries no gRPC thread or channel is there that a fork of
 loader workers could break (unless an answer is late: see `idle`). After the soft deadline training goes on; the
 answer, when it comes within the hard deadline, is used at the next boundary. While one is awaited no other is asked.
+Who asks at all, the breakers decide; `collect` is for boundaries at which nobody may be asked.
 """
 
 import threading
@@ -46,6 +47,16 @@ class Timings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Silence:
+    """A sidecar that was asked and gave no answer."""
+
+    component: str
+    timed_out: bool
+    """It was waited for until the hard deadline."""
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BoundaryResult:
     """What one boundary brought."""
 
@@ -59,6 +70,10 @@ class BoundaryResult:
     """Commands that were refused since the last result, by reason."""
     degradations: tuple[Degradation, ...]
     """Sidecars whose state changed since the last result."""
+    heard: frozenset[str]
+    """Sidecars that answered since the last result."""
+    silent: tuple[Silence, ...]
+    """Calls since the last result that brought no answer."""
     timings: Timings
 
 
@@ -96,12 +111,21 @@ class Boundary:
         """Sidecars that did not answer when last asked."""
         return frozenset(name for name, degraded in self._degraded.items() if degraded)
 
+    @property
+    def awaiting(self) -> bool:
+        """An answer is out, so the next exchange asks nobody."""
+        return self._awaited is not None and not self._awaited.done.is_set()
+
+    def signs_of_life(self) -> dict[str, tuple[int, int]]:
+        """Identity of each sidecar's socket; another one than before means that a new process serves it."""
+        return {KASMINA: _identity(self._sockets.kasmina), TAMIYO: _identity(self._sockets.tamiyo)}
+
     def exchange(self, packet: SystemStatePacket) -> BoundaryResult:
         """One boundary, held for the soft deadline at most. `packet` stays as it is; version, run and id are ours."""
         started = time.perf_counter()
-        earlier = self._awaited
-        if earlier is not None and not earlier.done.is_set():
+        if self.awaiting:
             return self._result((), None, started)
+        earlier = self._awaited
         asked = _Conversation(
             _addressed(packet, self._run_uid), self._sockets, attempt=self._attempt, deadline_s=self._hard_deadline_s
         )
@@ -111,6 +135,15 @@ class Boundary:
         self._awaited = None if answered else asked
         ended = tuple(one for one in (earlier, asked if answered else None) if one is not None)
         return self._result(ended, asked, started)
+
+    def collect(self) -> BoundaryResult:
+        """A boundary at which nobody is asked: what came of an earlier one."""
+        started = time.perf_counter()
+        earlier = self._awaited
+        if earlier is None or self.awaiting:
+            return self._result((), None, started)
+        self._awaited = None
+        return self._result((earlier,), None, started)
 
     def close(self) -> None:
         """Gives up on an answer that is still awaited."""
@@ -128,7 +161,7 @@ class Boundary:
         for one in ended:
             outcome = one.outcome
             degradations += self._changes(outcome)
-            rejection, command = _usable(one, outcome, late=one is not asked)
+            rejection, command = _usable(one, outcome)
             if rejection is not None:
                 rejections.append(rejection)
             # The newest word counts, but a late command that acts is not lost to a newer "nothing to do".
@@ -140,6 +173,8 @@ class Boundary:
             answered=asked in ended,
             rejections=tuple(rejections),
             degradations=tuple(degradations),
+            heard=frozenset().union(*(one.outcome.answered for one in ended)),
+            silent=tuple(_silence(one.outcome) for one in ended if one.outcome.failed),
             timings=_timings(asked, started),
         )
 
@@ -173,6 +208,7 @@ class _Outcome:
     failed: str = ""
     """The component that gave no answer."""
     message: str = ""
+    timed_out: bool = False
     answered: set[str] = field(default_factory=set)
 
 
@@ -231,6 +267,7 @@ class _Conversation:
             self.outcome.answered.discard(component)
             self.outcome.failed = component
             self.outcome.message = rpc.explained(component, error)
+            self.outcome.timed_out = rpc.timed_out(error)
         except ValueError:
             # grpc's word for a call on a closed channel. Anything else is our own mistake and must be seen.
             if not self._cancelled:
@@ -272,15 +309,27 @@ def _addressed(packet: SystemStatePacket, run_uid: str) -> SystemStatePacket:
     return copy
 
 
-def _usable(
-    conversation: _Conversation, outcome: _Outcome, *, late: bool
-) -> tuple[CommandRejection | None, AdaptationCommand | None]:
-    """A late command counts only within its own execution deadline, when it names one."""
+def _usable(conversation: _Conversation, outcome: _Outcome) -> tuple[CommandRejection | None, AdaptationCommand | None]:
+    """A command counts only within its own execution deadline, when it names one. The time runs from when we asked,
+    by our own clock: that is before it was issued, and the issuer's clock need not agree with ours."""
     command = outcome.command
-    if command is None or not late or not command.execution_deadline_ms:
+    if command is None or not command.execution_deadline_ms:
         return outcome.rejection, command
     age_ms = (time.monotonic() - conversation.started) * 1000.0
     return (None, command) if age_ms <= command.execution_deadline_ms else (CommandRejection.STALE_COMMAND, None)
+
+
+def _silence(outcome: _Outcome) -> Silence:
+    return Silence(component=outcome.failed, timed_out=outcome.timed_out, message=outcome.message)
+
+
+def _identity(socket: Path) -> tuple[int, int]:
+    """(inode, time of its last change); zeros when there is none."""
+    try:
+        found = socket.stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_ctime_ns
 
 
 def _acts(command: AdaptationCommand) -> bool:

@@ -32,20 +32,20 @@ class Metrics:
         self._counts: dict[str, dict[Key, list[float]]] = {}
         """Of histograms: a count per bucket, then that above all of them, then the sum."""
 
-    def set(self, name: str, value: float, **labels: str) -> None:
+    def set(self, name: str, value: float, /, **labels: str) -> None:
         """A gauge."""
         series = self._series(name, MetricKind.GAUGE, labels)
         if series is not None:
             self._values[name][series] = float(value)
 
-    def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
+    def add(self, name: str, amount: float = 1.0, /, **labels: str) -> None:
         """A counter."""
         series = self._series(name, MetricKind.COUNTER, labels)
         if series is not None:
             values = self._values[name]
             values[series] = values.get(series, 0.0) + amount
 
-    def observe(self, name: str, value: float, **labels: str) -> None:
+    def observe(self, name: str, value: float, /, **labels: str) -> None:
         """A histogram."""
         series = self._series(name, MetricKind.HISTOGRAM, labels)
         if series is not None:
@@ -65,7 +65,7 @@ class Metrics:
             return None
         return key
 
-    def value(self, name: str, **labels: str) -> float | None:
+    def value(self, name: str, /, **labels: str) -> float | None:
         """Of a gauge or counter; None when it was never set."""
         return self._values.get(name, {}).get(tuple(labels[label] for label in BY_NAME[name].labels))
 

@@ -52,10 +52,14 @@ def warm_up(socket: Path) -> None:
         kasmina(nobody).OpenBoundary(OpenBoundaryRequest(), timeout=1.0)
 
 
+def timed_out(error: grpc.RpcError) -> bool:
+    return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def explained(component: str, error: grpc.RpcError) -> str:
     """Why `component` gave no answer, for people; at most MAX_MESSAGE characters."""
     if not isinstance(error, grpc.Call):
         return f"{component} does not answer: {error}"[:MAX_MESSAGE]
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if timed_out(error):
         return f"{component} gave no answer within the hard deadline"
     return f"{component} does not answer: {error.code().name}: {error.details()}"[:MAX_MESSAGE]
