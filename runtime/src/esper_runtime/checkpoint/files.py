@@ -4,7 +4,6 @@ Both directions overlap: worker threads move chunks while the caller's thread co
 digests cost no time beyond the disk's own.
 """
 
-import ctypes
 import errno
 import fcntl
 import logging
@@ -23,6 +22,7 @@ import xxhash
 
 from esper_runtime.checkpoint.errors import AbandonedError
 from esper_runtime.checkpoint.manifest import FileDigest
+from esper_runtime.checkpoint.volume import preallocate
 
 ALIGN = 4096
 CHUNK = 4 * 1024 * 1024
@@ -109,7 +109,7 @@ def write_file(path: Path, parts: Iterable[Bytes], *, size: int, disk: Disk) -> 
     """Creates `path` from `parts` (together `size` bytes), durable on return. OSError leaves a partial file behind."""
     descriptor = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=size >= _DIRECT_MIN_BYTES)
     try:
-        _preallocate(descriptor, align_up(size))
+        preallocate(descriptor, align_up(size))
         digest = _pump(descriptor, parts, size, path, disk)
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
@@ -255,14 +255,3 @@ def _read_at(descriptor: int, target: Bytes, start: int, length: int, path: Path
             break
         done += count
     return min(done, length)
-
-
-def _preallocate(descriptor: int, size: int) -> None:
-    """Reserves the space now, so that a full disk is known before the first byte. Skipped where that is unknown."""
-    if size == 0:
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
-        error = ctypes.get_errno()
-        if error not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise OSError(error, os.strerror(error))

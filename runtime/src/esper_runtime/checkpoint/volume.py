@@ -4,6 +4,7 @@ Needs no torch, so the supervisor uses it too. A writer writes only below its ow
 docs/design/0001-contracts.md.
 """
 
+import ctypes
 import errno
 import os
 import re
@@ -21,6 +22,8 @@ BOOTS_FILE = "boots"
 _ATTEMPT = re.compile(r"a(\d{5,})")
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _MAX_CLAIM_BYTES = 256
+_KEEP_SIZE = 1
+"""FALLOC_FL_KEEP_SIZE"""
 
 
 class Volume:
@@ -132,6 +135,21 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def preallocate(descriptor: int, size: int, *, offset: int = 0, keep_size: bool = False) -> None:
+    """Reserves room now, so that a full disk is known before the first byte. Skipped where a filesystem cannot.
+
+    With `keep_size` the file does not become longer. OSError when there is no room.
+    """
+    if size == 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    mode = _KEEP_SIZE if keep_size else 0
+    if libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(size)):
+        error = ctypes.get_errno()
+        if error not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise OSError(error, os.strerror(error))
 
 
 def tree(path: Path) -> Iterator[Path]:

@@ -4,203 +4,56 @@ A record is a 256-byte header (magic, version, kind, sequence, times, payload le
 before, CRC32C of the header) and a JSON payload. One append is one write and one fdatasync. Replay stops at the first
 record that does not verify and cuts the file there: a torn tail is forgotten, never half believed. One process
 writes at a time: the trainer, or the supervisor while no trainer lives. Needs no torch.
+
+Inside the trainer two threads append: training and the checkpoint writer. Only the write itself is done one after the
+other; each thread then syncs by itself, so that neither waits longer than for the disk. A record counts once its own
+sync and every sync under way beside it have succeeded: the kernel tells an error to one of them only.
 """
 
 import errno
 import fcntl
-import json
 import logging
 import os
-import struct
+import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import crc32c
-from esper_leyline.phases import RestoreOutcome
-from esper_leyline.v1.report_pb2 import Counters
+from esper_runtime.checkpoint.transactions import Transactions
+from esper_runtime.checkpoint.volume import preallocate, sync_directory
+from esper_runtime.checkpoint.walformat import HEADER_BYTES, MAX_PAYLOAD, Record, WalError, encode, records
+from esper_runtime.checkpoint.walstate import Kind, WalState
 
-from esper_runtime.checkpoint.errors import CheckpointError
-from esper_runtime.checkpoint.volume import sync_directory
+__all__ = ["COMPACT_BYTES", "HEADER_BYTES", "MAX_PAYLOAD", "Kind", "Log", "Wal", "WalError", "WalState", "read_log"]
 
-MAGIC = b"ESPERWAL"
-VERSION = 2
-HEADER_BYTES = 256
-MAX_PAYLOAD = 1024 * 1024
 COMPACT_BYTES = 4 * 1024 * 1024
 """A larger log is replaced by one record of its state when it is opened."""
-MAX_REMEMBERED = 1000
-"""Rollback times and skipped positions kept in the state; older ones fall out, totals stay."""
-
-_FIELDS = struct.Struct("<8sHHIQQQII")  # magic, version, kind, length, sequence, monotonic, wall, payload, previous
-_CRC = struct.Struct("<I")
 log = logging.getLogger(__name__)
 
 
-class WalError(CheckpointError):
-    """A record that cannot be written, or a log that this version cannot read."""
-
-
-class Kind(StrEnum):
-    """What a record says. Fields in parentheses are those of `append`."""
-
-    ROLLBACK = "rollback"
-    """In-process rollback (cause, from_step, to_step, time: Unix seconds)."""
-    SKIP = "skip"
-    """Batches never to be trained on (positions: list of int)."""
-    FAULT = "fault"
-    """An injected fault has fired (key: str)."""
-    LEARNING_RATE = "learning_rate"
-    """The learning rate's scale from now on (scale)."""
-    RESTART = "restart"
-    """The trainer was started again inside its pod (cause, step)."""
-    CHECKPOINT_FAILURE = "checkpoint_failure"
-    """A save failed (step, error)."""
-    REJECTED_COMMAND = "rejected_command"
-    """(reason)"""
-    REJECTED_SIGNAL = "rejected_signal"
-    """(reason)"""
-    STATE = "state"
-    """All of the state at once; written by compaction."""
-    RESTORE_FAILURE = "restore_failure"
-    """A tier of rollback failed (outcome: esper_leyline.phases.RestoreOutcome, tier: RollbackTier)."""
-    LEVEL = "level"
-    """The emergency level from now on (level: 0 to 4, reason, id)."""
-    BEGIN = "begin"
-    """A save begins (txn, step, epoch)."""
-    COMMIT = "commit"
-    """It is on the volume, whole (txn, attempt, number, step, files)."""
-    ABORT = "abort"
-    """It failed and left nothing (txn, error)."""
-    # Its place in this list is a kind's number on disk: add at the end.
-
-
-_CODES = {kind: code for code, kind in enumerate(Kind, start=1)}
-_RESTORE_COUNTERS = {
-    RestoreOutcome.NO_CHECKPOINT: "restores_without_checkpoint",
-    RestoreOutcome.INTEGRITY_FAILED: "restores_failed_integrity",
-    RestoreOutcome.DEADLINE_EXCEEDED: "restores_over_deadline",
-    RestoreOutcome.APPLY_FAILED: "restores_failed_apply",
-}
-_BY_CODE = {code: kind for kind, code in _CODES.items()}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WalState:
-    """The sum of all records."""
-
-    rollbacks: int = 0
-    in_place_restarts: int = 0
-    skipped_batches: int = 0
-    checkpoint_failures: int = 0
-    rejected_commands: int = 0
-    rejected_signals: int = 0
-    fired_faults: frozenset[str] = frozenset()
-    learning_rate_scale: float = 1.0
-    rollback_times: tuple[float, ...] = ()
-    """Unix seconds of the newest MAX_REMEMBERED rollbacks, oldest first."""
-    restores_without_checkpoint: int = 0
-    restores_failed_integrity: int = 0
-    restores_over_deadline: int = 0
-    restores_failed_apply: int = 0
-    level: int = 0
-    """EmergencyLevel; 0: none."""
-    skipped_positions: tuple[int, ...] = ()
-    """The newest MAX_REMEMBERED positions of skipped batches, in the order they were skipped."""
-
-    def counters(self) -> Counters:
-        return Counters(
-            rollbacks=self.rollbacks,
-            in_place_restarts=self.in_place_restarts,
-            skipped_batches=self.skipped_batches,
-            checkpoint_failures=self.checkpoint_failures,
-            rejected_commands=self.rejected_commands,
-            rejected_signals=self.rejected_signals,
-            restores_without_checkpoint=self.restores_without_checkpoint,
-            restores_failed_integrity=self.restores_failed_integrity,
-            restores_over_deadline=self.restores_over_deadline,
-            restores_failed_apply=self.restores_failed_apply,
-        )
-
-    def after(self, kind: Kind, fields: dict[str, Any]) -> "WalState":
-        """The state with one more record. KeyError, TypeError or ValueError when a field is missing or of no use."""
-        match kind:
-            case Kind.ROLLBACK:
-                times = (*self.rollback_times, float(fields["time"]))[-MAX_REMEMBERED:]
-                return replace(self, rollbacks=self.rollbacks + 1, rollback_times=times)
-            case Kind.SKIP:
-                positions = [int(position) for position in fields["positions"]]
-                return replace(
-                    self,
-                    skipped_batches=self.skipped_batches + len(positions),
-                    skipped_positions=(*self.skipped_positions, *positions)[-MAX_REMEMBERED:],
-                )
-            case Kind.FAULT:
-                return replace(self, fired_faults=self.fired_faults | {str(fields["key"])})
-            case Kind.LEARNING_RATE:
-                return replace(self, learning_rate_scale=float(fields["scale"]))
-            case Kind.RESTART:
-                return replace(self, in_place_restarts=self.in_place_restarts + 1)
-            case Kind.CHECKPOINT_FAILURE:
-                return replace(self, checkpoint_failures=self.checkpoint_failures + 1)
-            case Kind.REJECTED_COMMAND:
-                return replace(self, rejected_commands=self.rejected_commands + 1)
-            case Kind.REJECTED_SIGNAL:
-                return replace(self, rejected_signals=self.rejected_signals + 1)
-            case Kind.STATE:
-                return _state_of(fields)
-            case Kind.RESTORE_FAILURE:
-                counter = _RESTORE_COUNTERS[RestoreOutcome(fields["outcome"])]
-                return replace(self, **{counter: getattr(self, counter) + 1})
-            case Kind.LEVEL:
-                return replace(self, level=int(fields["level"]))
-            case Kind.BEGIN | Kind.COMMIT | Kind.ABORT:
-                return self
-
-    def fields(self) -> dict[str, Any]:
-        """Content of a STATE record."""
-        return {
-            "rollbacks": self.rollbacks,
-            "in_place_restarts": self.in_place_restarts,
-            "skipped_batches": self.skipped_batches,
-            "checkpoint_failures": self.checkpoint_failures,
-            "rejected_commands": self.rejected_commands,
-            "rejected_signals": self.rejected_signals,
-            "restores_without_checkpoint": self.restores_without_checkpoint,
-            "restores_failed_integrity": self.restores_failed_integrity,
-            "restores_over_deadline": self.restores_over_deadline,
-            "restores_failed_apply": self.restores_failed_apply,
-            "level": self.level,
-            "fired_faults": sorted(self.fired_faults),
-            "learning_rate_scale": self.learning_rate_scale,
-            "rollback_times": list(self.rollback_times),
-            "skipped_positions": list(self.skipped_positions),
-        }
-
-
-def _state_of(fields: dict[str, Any]) -> WalState:
-    tuples = {
-        "rollback_times": tuple(fields["rollback_times"]),
-        "skipped_positions": tuple(fields["skipped_positions"]),
-    }
-    return WalState(**{**fields, **tuples, "fired_faults": frozenset(fields["fired_faults"])})
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Tail:
-    """Where the next record goes and what it links to."""
+    """Where the next record goes, what it links to, and what the records up to here add up to."""
 
     offset: int = 0
     sequence: int = 0
     crc: int = 0
     state: WalState = field(default_factory=WalState)
+    transactions: Transactions = field(default_factory=Transactions)
+
+    def after(self, record: Record, path: Path) -> "_Tail":
+        try:
+            state = self.state.after(record.kind, record.fields)
+            transactions = self.transactions.after(record.kind, record.fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise WalError(f"{path}: record {record.sequence} verifies but makes no sense: {error!r}") from error
+        return _Tail(record.end, record.sequence, record.crc, state, transactions)
 
 
 class Wal:
-    """One open log. The first replay or append opens (and creates) the file."""
+    """One open log. The first replay or append opens (and creates) the file. Safe for several threads."""
 
     def __init__(
         self,
@@ -215,66 +68,138 @@ class Wal:
         self._clock = clock
         self._monotonic_ns = monotonic_ns
         self._descriptor: int | None = None
+        self._changed = threading.Condition()
         self._tail = _Tail()
+        self._durable = self._tail
+        """The newest that a successful sync stands behind."""
+        self._syncing: set[int] = set()
+        """Sequences of the records that are written and wait for their sync."""
+        self._failures = 0
+        self._broken = False
+        """A sync failed, and what follows the durable tail is not cut off yet."""
 
     @property
     def state(self) -> WalState:
         """State after the newest record read or written by this object."""
         return self._tail.state
 
+    @property
+    def transactions(self) -> Transactions:
+        """Saves, as the newest record leaves them."""
+        return self._tail.transactions
+
     def replay(self) -> WalState:
         """Reads the whole log and makes it ready for append. OSError when the volume fails; WalError: newer version."""
-        self.close()
+        with self._changed:
+            return self._replay()
+
+    def _replay(self) -> WalState:
+        self._close()
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         _lock(self._descriptor, self.path)
         data = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
         if not data:
             sync_directory(self.path.parent)
         self._tail = _Tail()
-        for tail in _records(data, self.path):
-            self._tail = tail
+        for record in records(data, self.path):
+            self._tail = self._tail.after(record, self.path)
         self.cut_bytes = len(data) - self._tail.offset
         if self.cut_bytes:
             self._cut(data)
         if self._tail.offset > COMPACT_BYTES:
             self._compact()
+        self._durable, self._broken = self._tail, False
         return self.state
 
     def append(self, kind: Kind | str, **fields: Any) -> WalState:
         """Makes one fact durable (on return) and gives the new state. After an OSError the log is as before."""
-        if self._descriptor is None:
-            self.replay()
-        assert self._descriptor is not None
         kind = Kind(kind)
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._broken and self._syncing))
+            if self._broken:
+                self._repair()
+            if self._descriptor is None:
+                self._replay()
+            descriptor, mine, failures = self._descriptor, self._write(kind, fields), self._failures
+            self._syncing.add(mine.sequence)
+        assert descriptor is not None
+        failure: OSError | None = None
         try:
-            state = self._tail.state.after(kind, fields)
+            os.fdatasync(descriptor)
+        except OSError as error:
+            failure = error
+        self._settle(mine, failures, failure)
+        return mine.state
+
+    def _write(self, kind: Kind, fields: dict[str, Any]) -> _Tail:
+        """The tail with one more record, in the file but not synced."""
+        assert self._descriptor is not None
+        before = self._tail
+        try:
+            state = before.state.after(kind, fields)
+            transactions = before.transactions.after(kind, fields)
         except (KeyError, TypeError, ValueError) as error:
             raise WalError(f"record {kind}: field {error} is missing or of the wrong type") from error
-        record, crc = self._encode(kind, fields, self._tail.sequence + 1, self._tail.crc)
+        record, crc = self._encode(kind, fields, before.sequence + 1, before.crc)
         try:
-            _write_whole(self._descriptor, record, self._tail.offset)
-            os.fdatasync(self._descriptor)
+            _write_whole(self._descriptor, record, before.offset)
         except OSError:
-            os.ftruncate(self._descriptor, self._tail.offset)
+            os.ftruncate(self._descriptor, before.offset)
             raise
-        self._tail = _Tail(self._tail.offset + len(record), self._tail.sequence + 1, crc, state)
-        return state
+        self._tail = _Tail(before.offset + len(record), before.sequence + 1, crc, state, transactions)
+        return self._tail
+
+    def _settle(self, mine: _Tail, failures: int, failure: OSError | None) -> None:
+        """Waits for the syncs beside this one. OSError, with the log cut back, when any of them failed."""
+        with self._changed:
+            self._syncing.discard(mine.sequence)
+            beside = frozenset(self._syncing)
+            if failure is not None:
+                self._failures += 1
+                self._broken = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not (beside & self._syncing))
+            if self._failures == failures:
+                if mine.sequence > self._durable.sequence:
+                    self._durable = mine
+                return
+            if self._broken and not self._syncing:
+                self._repair()
+        raise failure or OSError(errno.EIO, "the sync of a record beside this one failed", str(self.path))
+
+    def _repair(self) -> None:
+        """Back to what is known to be on the disk."""
+        assert self._descriptor is not None
+        os.ftruncate(self._descriptor, self._durable.offset)
+        self._tail, self._broken = self._durable, False
+        self._changed.notify_all()
+
+    def reserve(self, size: int) -> None:
+        """Makes room for so many more bytes of records, where the filesystem can. OSError when there is none."""
+        with self._changed:
+            if self._descriptor is None:
+                self._replay()
+            assert self._descriptor is not None
+            preallocate(self._descriptor, size, offset=self._tail.offset, keep_size=True)
 
     def close(self) -> None:
+        with self._changed:
+            self._close()
+
+    def _close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def _encode(self, kind: Kind, fields: dict[str, Any], sequence: int, previous: int) -> tuple[bytes, int]:
-        payload = json.dumps(fields, sort_keys=True, allow_nan=False).encode()
-        if len(payload) > MAX_PAYLOAD:
-            raise WalError(f"record {kind} has {len(payload)} bytes; at most {MAX_PAYLOAD}")
-        head = _FIELDS.pack(
-            MAGIC, VERSION, _CODES[kind], len(payload), sequence,
-            self._monotonic_ns(), int(self._clock() * 1e9), crc32c.crc32c(payload), previous,
-        ).ljust(HEADER_BYTES - _CRC.size, b"\0")  # fmt: skip
-        crc = crc32c.crc32c(head)
-        return head + _CRC.pack(crc) + payload, crc
+        return encode(
+            kind,
+            fields,
+            sequence=sequence,
+            previous=previous,
+            monotonic_ns=self._monotonic_ns(),
+            wall_ns=int(self._clock() * 1e9),
+        )
 
     def _cut(self, data: bytes) -> None:
         assert self._descriptor is not None
@@ -286,20 +211,50 @@ class Wal:
         os.fdatasync(self._descriptor)
 
     def _compact(self) -> None:
-        record, crc = self._encode(Kind.STATE, self.state.fields(), self._tail.sequence + 1, 0)
+        before = self._tail
+        whole = {**before.state.fields(), "transactions": before.transactions.fields()}
+        record, crc = self._encode(Kind.STATE, whole, before.sequence + 1, 0)
         draft = self.path.with_name(self.path.name + ".new")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         try:
             _write_whole(descriptor, record, 0)
             os.fsync(descriptor)
+            _lock(descriptor, draft)
             draft.rename(self.path)
-        except OSError:
+        except (OSError, WalError):
             os.close(descriptor)
             raise
         sync_directory(self.path.parent)
-        self.close()
+        self._close()
         self._descriptor = descriptor
-        self._tail = _Tail(len(record), self._tail.sequence + 1, crc, self.state)
+        self._tail = _Tail(len(record), before.sequence + 1, crc, before.state, before.transactions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Log:
+    """A log as it lies on the disk."""
+
+    records: int
+    state: WalState
+    transactions: Transactions
+    size_bytes: int
+    torn_bytes: int
+    """Behind the last record that verifies."""
+
+
+def read_log(path: Path) -> Log:
+    """Reads a log without opening it for writing: of a copy, or beside its writer. OSError or WalError."""
+    data = path.read_bytes()
+    tail, count = _Tail(), 0
+    for record in records(data, path):
+        tail, count = tail.after(record, path), count + 1
+    return Log(
+        records=count,
+        state=tail.state,
+        transactions=tail.transactions,
+        size_bytes=len(data),
+        torn_bytes=len(data) - tail.offset,
+    )
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -311,30 +266,6 @@ def _lock(descriptor: int, path: Path) -> None:
             raise WalError(f"{path} is being written by another process of this run") from error
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
             raise
-
-
-def _records(data: bytes, path: Path) -> Iterator[_Tail]:
-    """The tail after each record that verifies, up to the first that does not."""
-    tail = _Tail()
-    while (header := data[tail.offset : tail.offset + HEADER_BYTES]) and len(header) == HEADER_BYTES:
-        head, crc = header[: -_CRC.size], _CRC.unpack(header[-_CRC.size :])[0]
-        magic, version, code, length, sequence, _, _, payload_crc, previous = _FIELDS.unpack_from(head)
-        if magic != MAGIC or crc32c.crc32c(head) != crc:
-            return
-        if version != VERSION or code not in _BY_CODE:
-            raise WalError(f"{path} has records of version {version}, kind {code}: use a runtime of the newer release")
-        begin = tail.offset + HEADER_BYTES
-        payload = data[begin : begin + length]
-        first = tail.offset == 0
-        linked = previous == tail.crc and (first or sequence == tail.sequence + 1)
-        if not linked or len(payload) != length or crc32c.crc32c(payload) != payload_crc:
-            return
-        try:
-            state = tail.state.after(_BY_CODE[code], json.loads(payload))
-        except (KeyError, TypeError, ValueError) as error:
-            raise WalError(f"{path}: record {sequence} verifies but makes no sense: {error!r}") from error
-        tail = _Tail(begin + length, sequence, crc, state)
-        yield tail
 
 
 def _write_whole(descriptor: int, data: bytes, offset: int) -> None:

@@ -1,13 +1,16 @@
 """The write-ahead log."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from esper_leyline.v1.report_pb2 import Counters
-from esper_runtime.checkpoint import Wal, WalError, WalState
+from esper_runtime.checkpoint import Wal, WalError, WalState, walstate
 from esper_runtime.checkpoint import wal as module
 from esper_runtime.checkpoint.wal import Kind
 
@@ -118,7 +121,7 @@ def test_a_long_log_is_replaced_by_its_state(tmp_path: Path, monkeypatch: pytest
 
 
 def test_only_the_newest_times_and_positions_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(walstate, "MAX_REMEMBERED", 3)
     wal = Wal(tmp_path / "wal.log")
     for time in range(5):
         wal.append(Kind.ROLLBACK, cause="x", time=time)
@@ -149,6 +152,132 @@ def test_what_is_cut_off_is_kept_beside(tmp_path: Path):
     assert wal.cut_bytes == 4
     assert (tmp_path / "wal.log.cut").read_bytes() == b"torn"
     wal.close()
+
+
+def test_a_long_log_is_still_locked_after_it_was_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    filled(tmp_path / "wal.log")
+    monkeypatch.setattr(module, "COMPACT_BYTES", 1024)
+    wal = Wal(tmp_path / "wal.log")
+    wal.replay()
+    code = "import sys, pathlib; from esper_runtime.checkpoint import Wal; Wal(pathlib.Path(sys.argv[1])).replay()"
+    refused = subprocess.run([sys.executable, "-c", code, str(wal.path)], capture_output=True, text=True)
+    assert "is being written by another process" in refused.stderr
+    wal.close()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="counts system calls with strace, which is not here")
+def test_the_kernel_sees_one_write_and_one_fdatasync_per_append(tmp_path: Path):
+    """P8, counted outside the process."""
+    code = (
+        "import sys, pathlib; from esper_runtime.checkpoint import Wal; wal = Wal(pathlib.Path(sys.argv[1])); "
+        "wal.replay(); [wal.append('restart') for _ in range(20)]; wal.close()"
+    )
+    traced = ["strace", "-f", "-o", str(tmp_path / "calls"), "-e", "trace=fdatasync,fsync,pwrite64,ftruncate,sync"]
+    done = subprocess.run([*traced, sys.executable, "-c", code, str(tmp_path / "wal.log")], capture_output=True)
+    if b"ptrace" in done.stderr.lower():
+        pytest.skip("tracing is not allowed here")
+    assert done.returncode == 0, done.stderr
+    calls = re.findall(r"(\w+)\(", (tmp_path / "calls").read_text())
+    assert calls == ["fsync", *["pwrite64", "fdatasync"] * 20], "fsync: of the directory that got the new file"
+
+
+class Syncs:
+    """fdatasync as a disk that answers when it is told to, and each thread as it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = {name: threading.Event() for name in ("one", "two")}
+        self.go = {name: threading.Event() for name in ("one", "two")}
+        self.errors: dict[str, OSError] = {}
+        self._real = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", self)
+
+    def __call__(self, descriptor: int) -> None:
+        name = threading.current_thread().name
+        if name in self.go:
+            self.begun[name].set()
+            assert self.go[name].wait(30)
+            if name in self.errors:
+                raise self.errors[name]
+        self._real(descriptor)
+
+
+def append_beside(wal: Wal, name: str, outcomes: dict[str, object]) -> threading.Thread:
+    def append() -> None:
+        try:
+            outcomes[name] = wal.append(Kind.FAULT, key=name)
+        except OSError as error:
+            outcomes[name] = error
+
+    thread = threading.Thread(target=append, name=name)
+    thread.start()
+    return thread
+
+
+def test_two_threads_sync_at_the_same_time_and_each_answers_for_what_lies_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wal = Wal(tmp_path / "wal.log")
+    wal.replay()
+    syncs, outcomes = Syncs(monkeypatch), {}
+    one = append_beside(wal, "one", outcomes)
+    assert syncs.begun["one"].wait(30)
+    two = append_beside(wal, "two", outcomes)
+    assert syncs.begun["two"].wait(30), "the second waits for the disk, not for the first"
+    syncs.go["two"].set()
+    two.join(0.05)
+    assert "two" not in outcomes, "its record lies behind one whose sync may still fail"
+    syncs.go["one"].set()
+    one.join(30)
+    two.join(30)
+    assert isinstance(outcomes["two"], WalState)
+    assert outcomes["two"].fired_faults == {"one", "two"}
+    wal.close()
+    assert Wal(wal.path).replay() == outcomes["two"]
+
+
+@pytest.mark.parametrize("failing", ["one", "two"])
+def test_when_the_sync_of_one_thread_fails_neither_record_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+):
+    wal = Wal(tmp_path / "wal.log")
+    before = wal.append(Kind.RESTART)
+    size = wal.path.stat().st_size
+    syncs, outcomes = Syncs(monkeypatch), {}
+    syncs.errors[failing] = OSError(5, "Input/output error")
+    threads = [append_beside(wal, "one", outcomes)]
+    assert syncs.begun["one"].wait(30)
+    threads.append(append_beside(wal, "two", outcomes))
+    assert syncs.begun["two"].wait(30)
+    for name, thread in zip(("two", "one"), reversed(threads), strict=True):
+        syncs.go[name].set()
+        thread.join(0.05)
+    for thread in threads:
+        thread.join(30)
+    assert all(isinstance(outcome, OSError) for outcome in outcomes.values())
+    assert wal.state == before
+    assert wal.path.stat().st_size == size
+    after = wal.append(Kind.RESTART)
+    assert after.in_place_restarts == 2
+    wal.close()
+    reader = Wal(wal.path)
+    assert reader.replay() == after
+    assert reader.cut_bytes == 0
+    reader.close()
+
+
+def test_nothing_is_lost_between_threads(tmp_path: Path):
+    wal = Wal(tmp_path / "wal.log")
+    threads = [
+        threading.Thread(target=lambda n=n: [wal.append(Kind.FAULT, key=f"{n}.{i}") for i in range(50)])
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(wal.state.fired_faults) == 200
+    wal.close()
+    assert Wal(wal.path).replay() == wal.state
 
 
 def test_importing_it_brings_no_torch():
