@@ -47,6 +47,10 @@ apiserver: setup ## Tests against a real kube-apiserver without nodes
 bench: setup ## Print the figures (nothing else should run meanwhile)
 	@scripts/bench
 
+.PHONY: faults
+faults: setup ## Long fault campaigns, MINUTES=10 of them; the next call goes on where this one stopped
+	@$(PYTHON) -m tests.faults --minutes $(or $(MINUTES),10) $(if $(ONLY),--only $(ONLY))
+
 .PHONY: images
 images: ## Build the images under the names that the chart expects
 	@. scripts/cluster-env; scripts/images $(VERSION)

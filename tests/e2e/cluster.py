@@ -253,7 +253,9 @@ def manifest(path: str, *, name: str | None = None, **spec: Any) -> tuple[str, s
 
 def _merge(into: dict[str, Any], over: dict[str, Any]) -> None:
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        if value is None:
+            into.pop(key, None)
+        elif isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
             into[key] = value
