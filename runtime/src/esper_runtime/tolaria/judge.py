@@ -138,6 +138,10 @@ class Judge:
             return self._not_finite(step, RunReason.NON_FINITE_GRADIENT, message)
         return self._spike(step, loss)
 
+    def unsound(self, step: int, message: str) -> Verdict:
+        """The state after `step`, which was applied, is not finite: treated as a loss that is not."""
+        return self._not_finite(step, RunReason.NON_FINITE_WEIGHT, message)
+
     def _not_finite(self, step: int, reason: RunReason, message: str) -> Verdict:
         action = self._health.non_finite_action
         if action == "Ignore":
