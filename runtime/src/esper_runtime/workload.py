@@ -56,9 +56,13 @@ from torch.optim import Optimizer
 Batch = Any
 """What the data yields: the same structure as in-memory data, or what torch's default_collate makes of samples."""
 Data = Any
-"""In-memory tensors of equal length (a tensor, a tuple or a mapping of tensors), or a map-style dataset."""
+"""In-memory tensors of equal length (a tensor, a tuple or a mapping of tensors), a map-style dataset, or, for training,
+a torch IterableDataset."""
+Precision = Literal["float32", "bfloat16", "float16"]
 Sums = Mapping[str, tuple[float, int]]
 """Metric name -> (sum over the samples of one batch, number of samples)."""
+Goal = float | tuple[Literal[">=", "<="], float]
+"""A least value, or a relation and a value."""
 C = TypeVar("C")
 
 
@@ -78,8 +82,9 @@ class Workload:
     """Held-out data, evaluated after every epoch."""
     metrics: Callable[[nn.Module, Batch], Sums] | None = None
     """Evaluated on validation batches beside the loss, without gradients; see `accuracy`."""
-    goals: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Metric -> least value that the finished model should reach; a run that misses one says so."""
+    goals: Mapping[str, Goal] = dataclasses.field(default_factory=dict)
+    """Metric -> least value that the finished model should reach, or ("<=", greatest) for what should be small; a run
+    that misses one says so."""
     transform: Callable[[Batch], Batch] | None = None
     """Applied to each training batch, such as augmentation."""
     parameter_groups: Callable[[nn.Module], Iterable[dict[str, Any]]] | None = None
@@ -89,6 +94,30 @@ class Workload:
     replays it."""
     clip_gradient_norm: float | None = None
     """Upper bound on the L2 norm of all gradients together."""
+    accumulation_steps: int = 1
+    """Batches per step: their gradients are averaged before the optimizer moves. The last step of an epoch averages
+    over what is left."""
+    precision: Precision = "float32"
+    """Of the forward pass: bfloat16 and float16 run it under autocast, float16 with a gradient scaler."""
+    compile: str = "off"
+    """off, or a mode of torch.compile for the loss function: default, reduce-overhead, max-autotune …"""
+    tf32: bool = True
+    """Lets float32 products use TF32 on GPUs that have it."""
+    deterministic: bool = False
+    """Only algorithms of torch that give the same bits every time; an operation without one fails."""
+    cuda_graphs: bool = False
+    """Replays forward and backward as one CUDA graph, where shapes are fixed."""
+    prefetch: bool | Literal["auto"] = "auto"
+    """Copies the next batch to the GPU while the current one computes; auto = on a GPU, for a dataset."""
+    pin_memory: bool | Literal["auto"] = "auto"
+    """Batches of a dataset in pinned memory; auto = on a GPU."""
+    num_workers: int = 0
+    """Processes that read the training dataset. They are started afresh, so the dataset must be importable."""
+    collate: Callable[[list[Any]], Batch] | None = None
+    """Samples of a dataset -> batch; torch's default_collate otherwise."""
+    steps_per_epoch: int | None = None
+    """Of an IterableDataset: an epoch ends after so many steps, and the stream goes on in the next one. Without it an
+    epoch is one pass."""
     shuffle: bool = True
     drop_last: bool = False
     validation_batch_size: int | None = None
@@ -105,12 +134,44 @@ class Workload:
         for name in ("optimizer", "loss"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Workload.{name} is not callable; give a function")
-        for name in ("epochs", "batch_size"):
+        for name, least in {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "num_workers": 0}.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Workload.{name} is {value!r}; give an integer of at least 1")
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"Workload.{name} is {value!r}; give an integer of at least {least}")
         if self.clip_gradient_norm is not None and not self.clip_gradient_norm > 0:
             raise ValueError(f"Workload.clip_gradient_norm is {self.clip_gradient_norm!r}; give a positive number")
+        self._check_features()
+        for name, goal in self.goals.items():
+            relation_of(name, goal)
+
+    def _check_features(self) -> None:
+        """ValueError for a feature that does not exist or does not go with another."""
+        if self.precision not in typing.get_args(Precision):
+            known = ", ".join(typing.get_args(Precision))
+            raise ValueError(f"Workload.precision is {self.precision!r}; give one of {known}")
+        if not isinstance(self.compile, str):
+            raise ValueError(f'Workload.compile is {self.compile!r}; give "off" or a mode of torch.compile')
+        for name in ("prefetch", "pin_memory"):
+            if getattr(self, name) not in (True, False, "auto"):
+                raise ValueError(f'Workload.{name} is {getattr(self, name)!r}; give True, False or "auto"')
+        if self.steps_per_epoch is not None and (not isinstance(self.steps_per_epoch, int) or self.steps_per_epoch < 1):
+            raise ValueError(f"Workload.steps_per_epoch is {self.steps_per_epoch!r}; give an integer of at least 1")
+        if self.cuda_graphs and (self.compile != "off" or self.precision == "float16" or self.accumulation_steps > 1):
+            raise ValueError(
+                "Workload.cuda_graphs goes with neither compile, nor float16, nor accumulation_steps: choose one "
+                '(compile="reduce-overhead" makes CUDA graphs by itself)'
+            )
+
+
+def relation_of(name: str, goal: Goal) -> tuple[str, float]:
+    """A goal as (">=" or "<=", value). ValueError for anything else."""
+    relation, value = goal if isinstance(goal, tuple) and len(goal) == 2 else (">=", goal)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if relation not in (">=", "<=") or not number:
+        raise ValueError(f'Workload.goals[{name!r}] is {goal!r}; give a least value, or ("<=", greatest value)')
+    assert isinstance(value, (int, float))
+    return relation, float(value)
+
 
 
 def accuracy(model: nn.Module, batch: Batch) -> Sums:

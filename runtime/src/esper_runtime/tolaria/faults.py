@@ -71,11 +71,19 @@ class Faults:
         return loss * SPIKE_FACTOR if step < self._spike_until else loss
 
     @torch.no_grad()
-    def on_gradient(self, step: int, update: Update) -> None:
-        if step in self._due:
-            for _ in self._take(step, {FaultKind.NON_FINITE_GRADIENT}):
-                gradient = next(gradient for gradient in update.gradients() if gradient.numel())
-                gradient[(0,) * gradient.ndim] = float("nan")
+    def on_gradient(self, step: int, update: Update) -> bool:
+        """Whether it changed one."""
+        if step not in self._due:
+            return False
+        taken = self._take(step, {FaultKind.NON_FINITE_GRADIENT})
+        for _ in taken:
+            gradient = next(gradient for gradient in update.gradients() if gradient.numel())
+            gradient[(0,) * gradient.ndim] = float("nan")
+        return bool(taken)
+
+    def due(self, step: int) -> bool:
+        """Whether this step is to be tampered with."""
+        return step in self._due or step < self._spike_until
 
     def rolled_back(self) -> None:
         """A rollback ends a spike: the batches that carried it are skipped."""
