@@ -76,6 +76,17 @@ class RestoreOutcome(StrEnum):
     APPLY_FAILED = "apply_failed"
 
 
+class Durability(StrEnum):
+    """How checkpoints are made durable on a volume, as far as a probe can know."""
+
+    DSYNC = "o_dsync"
+    """What commits a generation is written with O_DSYNC, and fsync follows."""
+    FSYNC = "fsync"
+    """By fsync alone: the volume refuses O_DSYNC."""
+    UNKNOWN = "unknown"
+    """Nothing there is known to survive a loss of power, or of the container."""
+
+
 class FaultKind(StrEnum):
     """spec.faultInjection[].kind"""
 

@@ -66,5 +66,8 @@ def generation_of(manifest: Manifest, path: Path) -> Generation:
         path=path,
         size_bytes=manifest.size_bytes,
         created=manifest.created,
+        aged_at=manifest.created if manifest.aged_at is None else manifest.aged_at,
+        suspect=manifest.suspect,
+        files=len(manifest.files),
         metrics=dict(manifest.metrics),
     )

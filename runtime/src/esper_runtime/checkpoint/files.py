@@ -44,9 +44,11 @@ class Disk:
 
     def __init__(self, *, direct: bool = True) -> None:
         self.direct = direct and hasattr(os, "O_DIRECT")
+        self.dsync = False
+        """Whether what commits a generation is written with O_DSYNC too; the probe of the volume decides."""
 
-    def open(self, path: Path, flags: int, *, direct: bool) -> int:
-        flags |= os.O_CLOEXEC
+    def open(self, path: Path, flags: int, *, direct: bool, commits: bool = False) -> int:
+        flags |= os.O_CLOEXEC | (os.O_DSYNC if commits and self.dsync else 0)
         if direct and self.direct:
             try:
                 return os.open(path, flags | os.O_DIRECT, 0o640)
@@ -105,12 +107,24 @@ def aligned_buffer(size: int) -> Bytes:
     return np.frombuffer(region, dtype=np.uint8)
 
 
-def write_file(path: Path, parts: Iterable[Bytes], *, size: int, disk: Disk) -> FileDigest:
+def write_file(path: Path, parts: Iterable[Bytes], *, size: int, disk: Disk, commits: bool = False) -> FileDigest:
     """Creates `path` from `parts` (together `size` bytes), durable on return. OSError leaves a partial file behind."""
-    descriptor = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=size >= _DIRECT_MIN_BYTES)
+    return _create(path, size, disk, lambda descriptor: _pump(descriptor, parts, size, path, disk), commits=commits)
+
+
+def write_memory(path: Path, memory: Bytes, *, size: int, disk: Disk) -> FileDigest:
+    """As write_file, from the first `size` bytes of an aligned_buffer, without a copy on the way."""
+    return _create(path, size, disk, lambda descriptor: _pump_memory(descriptor, memory, size, path, disk))
+
+
+def _create(
+    path: Path, size: int, disk: Disk, fill: Callable[[int], FileDigest], *, commits: bool = False
+) -> FileDigest:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    descriptor = disk.open(path, flags, direct=size >= _DIRECT_MIN_BYTES, commits=commits)
     try:
         preallocate(descriptor, align_up(size))
-        digest = _pump(descriptor, parts, size, path, disk)
+        digest = fill(descriptor)
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
     finally:
@@ -141,6 +155,21 @@ def _pump(descriptor: int, parts: Iterable[Bytes], size: int, path: Path, disk: 
         for waiting in in_flight:
             if waiting is not None:
                 waiting.result()
+    return digester.result()
+
+
+def _pump_memory(descriptor: int, memory: Bytes, size: int, path: Path, disk: Disk) -> FileDigest:
+    digester = Digester()
+    in_flight: deque[Future[None]] = deque()
+    with _workers(size) as pool:
+        for start in range(0, size, CHUNK):
+            if len(in_flight) == _BUFFERS:
+                in_flight.popleft().result()
+            padded = memory[start : min(start + CHUNK, align_up(size))]
+            in_flight.append(pool.submit(_write_at, descriptor, padded, start, path, disk))
+            digester.update(memory[start : min(start + CHUNK, size)])
+        for waiting in in_flight:
+            waiting.result()
     return digester.result()
 
 

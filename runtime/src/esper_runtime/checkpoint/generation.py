@@ -5,7 +5,7 @@ No policy here: the store decides where and when, this module how.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,18 @@ import torch
 from esper_runtime.checkpoint import manifest as manifests
 from esper_runtime.checkpoint import tensors as safetensors
 from esper_runtime.checkpoint.errors import CheckpointError, CorruptFileError, SaveError
-from esper_runtime.checkpoint.files import Bytes, Disk, Stop, aligned_buffer, digest_file, go_on, read_file, write_file
+from esper_runtime.checkpoint.files import (
+    Bytes,
+    Disk,
+    Stop,
+    aligned_buffer,
+    digest_file,
+    go_on,
+    read_file,
+    write_file,
+    write_memory,
+)
+from esper_runtime.checkpoint.host import Image
 from esper_runtime.checkpoint.manifest import FileDigest, Manifest
 from esper_runtime.checkpoint.volume import sync_directory
 
@@ -25,7 +36,6 @@ EXPORTED_MODEL = "model.safetensors"
 EXPORTED_META = "model.json"
 _SUFFIX = ".safetensors"
 _STEM = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_METADATA = {"format": "pt"}
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -42,6 +52,10 @@ class GenerationData:
     """Whatever JSON can carry; no NaN, no infinity."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What keepBest compares. Values that are not finite are left out."""
+    suspect: bool = False
+    """Saved while the loss was under suspicion: never a target of its own accord."""
+    release: Callable[[], None] = lambda: None
+    """Called once the tensors may change again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +83,10 @@ def write(directory: Path, data: GenerationData, header: Manifest, disk: Disk) -
         if not _STEM.fullmatch(stem):
             raise CheckpointError(f"{stem!r} cannot be a file stem")
         name = f"{stem}{_SUFFIX}"
-        layout = safetensors.Layout(tensors, _METADATA)
-        files[name] = write_file(directory / name, layout.parts(), size=layout.size, disk=disk)
+        files[name] = _write_tensors(directory / name, tensors, disk)
     files[STATE_FILE] = _write_bytes(directory / STATE_FILE, _json_bytes(data.state, "state"), disk)
     manifest = replace(header, files=files)
-    _write_bytes(directory / manifests.NAME, manifest.render(), disk)
+    _write_bytes(directory / manifests.NAME, manifest.render(), disk, commits=True)
     sync_directory(directory)
     return manifest
 
@@ -109,15 +122,22 @@ def read(
 
 def write_export(directory: Path, tensors: Tensors, meta: Mapping[str, Any], disk: Disk) -> None:
     """The finished model and a description of it, durable on return."""
-    layout = safetensors.Layout(tensors, _METADATA)
-    digest = write_file(directory / EXPORTED_MODEL, layout.parts(), size=layout.size, disk=disk)
+    digest = _write_tensors(directory / EXPORTED_MODEL, tensors, disk)
     document = {**meta, "file": EXPORTED_MODEL, "size": digest.size, "xxh3_128": digest.xxh3_128}
     _write_bytes(directory / EXPORTED_META, _json_bytes(document, "meta"), disk)
     sync_directory(directory)
 
 
-def _write_bytes(path: Path, content: bytes, disk: Disk) -> FileDigest:
-    return write_file(path, [np.frombuffer(content, dtype=np.uint8)], size=len(content), disk=disk)
+def _write_tensors(path: Path, tensors: Tensors, disk: Disk) -> FileDigest:
+    if isinstance(tensors, Image):
+        return write_memory(path, tensors.memory, size=tensors.size, disk=disk)
+    layout = safetensors.Layout(tensors, safetensors.METADATA)
+    return write_file(path, layout.parts(), size=layout.size, disk=disk)
+
+
+def _write_bytes(path: Path, content: bytes, disk: Disk, *, commits: bool = False) -> FileDigest:
+    parts = [np.frombuffer(content, dtype=np.uint8)]
+    return write_file(path, parts, size=len(content), disk=disk, commits=commits)
 
 
 def _read(path: Path, want: FileDigest, where: str, disk: Disk, stop: Stop) -> Bytes:

@@ -4,6 +4,7 @@ Loads give fresh memory and touch nothing that lives. What does not verify is to
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from esper_leyline.runconfig import ResumeFrom, Retention
 
 from esper_runtime.checkpoint.catalog import Entry, generation_of, newest_first
 from esper_runtime.checkpoint.errors import CorruptFileError, NoValidCheckpointError
+from esper_runtime.checkpoint.feasibility import Rate
 from esper_runtime.checkpoint.files import Disk, Stop, go_on
 from esper_runtime.checkpoint.generation import LoadedGeneration, read
 from esper_runtime.checkpoint.retention import best
@@ -29,15 +31,22 @@ class Search:
     noted: Callable[[Entry, str], None]
     """Told of each generation that does not verify, and why."""
     before_step: int | None = None
-    """Only generations of an earlier step."""
+    """Only generations of an earlier step, and only good ones: the search is for a rollback."""
     stop: Stop = go_on
+    reads: Rate = field(default_factory=Rate)
+    """Learns how fast the volume was."""
+    monotonic: Callable[[], float] = time.monotonic
     corrupt: list[str] = field(default_factory=list)
     seen: int = 0
     """Generations looked at, whatever became of them."""
+    suspects: list[Entry] = field(default_factory=list)
+    """Saved under suspicion, newest first: taken when nothing good is left."""
 
     def newest(self) -> LoadedGeneration | None:
         """The newest that verifies; None when there is none at all. NoValidCheckpointError: none verifies."""
-        loaded = self._first(self._sound())
+        loaded = self._first(self._good())
+        if loaded is None and self.before_step is None:
+            loaded = self._first(iter(self.suspects))
         if loaded is None and self.corrupt:
             raise NoValidCheckpointError(
                 f"none of {self.seen} checkpoints below {self.run_dir} verifies",
@@ -63,6 +72,14 @@ class Search:
                 return loaded
         return None
 
+    def _good(self) -> Iterator[Entry]:
+        """Of the sound ones those without suspicion."""
+        for entry in self._sound():
+            if entry.manifest is not None and entry.manifest.suspect:
+                self.suspects.append(entry)
+            else:
+                yield entry
+
     def _sound(self) -> Iterator[Entry]:
         """With a manifest that can be believed and of an early enough step, newest first."""
         for entry in newest_first(self.run_dir, self.run_uid):
@@ -77,22 +94,28 @@ class Search:
             return (
                 entry for entry in self._sound() if entry.manifest is not None and entry.manifest.step == source.step
             )
-        return self._best_first(rule) if source.select == "Best" else self._sound()
+        return self._best_first(rule) if source.select == "Best" else self._good_first()
+
+    def _good_first(self) -> Iterator[Entry]:
+        yield from self._good()
+        yield from self.suspects
 
     def _best_first(self, rule: Retention) -> Iterator[Entry]:
-        sound = {entry.path: entry for entry in self._sound()}
+        sound = {entry.path: entry for entry in self._good()}
         known = [generation_of(entry.manifest, path) for path, entry in sound.items() if entry.manifest is not None]
         yield from (sound[generation.path] for generation in best(known, rule, len(known)))
 
     def _load(self, entry: Entry) -> LoadedGeneration | None:
         found = entry.manifest
         assert found is not None
+        begun = self.monotonic()
         try:
             tensors, state = read(entry.path, found, entry.where, self.disk, self.stop)
         except CorruptFileError as error:
             log.error("checkpoint does not verify, trying an older one: %s", error)
             self._reject(entry, str(error))
             return None
+        self.reads.add(found.size_bytes, self.monotonic() - begun)
         return LoadedGeneration(
             tensors=tensors,
             state=state,

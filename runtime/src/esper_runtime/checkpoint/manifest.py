@@ -7,19 +7,22 @@ noticed, the digest of the manifest itself included.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from esper_leyline.phases import Durability
 
 from esper_runtime.checkpoint.errors import CorruptFileError
 
 NAME = "manifest.json"
-VERSION = 1
+VERSION = 2
+READS = (1, 2)
 MAX_BYTES = 4 * 1024 * 1024
 _DIRECTORY = re.compile(r"gen-(\d{10,})")
 _DIGEST_KEY = "manifest_xxh3_128"
+_SINCE_2 = frozenset({"aged_at", "suspect", "durability", "txn", "context"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +51,25 @@ class Manifest:
     verification: str
     metrics: Mapping[str, float]
     files: Mapping[str, FileDigest]
+    # Since version 2
+    aged_at: float | None = None
+    """Seconds on a clock that goes on while the run's processes do and never jumps; for ages."""
+    suspect: bool = False
+    """Saved while the loss was under suspicion: never a target of its own accord."""
+    durability: str = Durability.UNKNOWN
+    """esper_leyline.phases.Durability"""
+    txn: int | None = None
+    """Of the save in the run's log."""
+    context: Mapping[str, str] = field(default_factory=dict)
+    """What made it: code, model, device, filesystem."""
+    version: int = VERSION
 
     @property
     def size_bytes(self) -> int:
         return sum(file.size for file in self.files.values())
 
     def render(self) -> bytes:
-        body = {"version": VERSION, **asdict(self)}
+        body = {name: value for name, value in asdict(self).items() if self.version > 1 or name not in _SINCE_2}
         return _text({**body, _DIGEST_KEY: xxhash.xxh3_128_hexdigest(_text(body))})
 
 
@@ -92,10 +107,9 @@ def read(directory: Path, *, run_uid: str, attempt: int, where: str) -> Manifest
 def _parse(raw: bytes, name: str) -> Manifest:
     try:
         document = json.loads(raw)
-        version = document.pop("version")
         document.pop(_DIGEST_KEY)
-        if version != VERSION:
-            raise CorruptFileError(name, f"has version {version!r}; this runtime reads {VERSION}")
+        if (version := document["version"]) not in READS:
+            raise CorruptFileError(name, f"has version {version!r}; this runtime reads {READS}")
         files = {key: FileDigest(**value) for key, value in document.pop("files").items()}
         manifest = Manifest(**document, files=files)
         whole = manifest.render() == raw

@@ -23,6 +23,12 @@ class Generation:
     size_bytes: int
     created: float
     """Unix seconds; for people."""
+    aged_at: float = 0.0
+    """Seconds on a clock that does not jump; only differences mean something."""
+    suspect: bool = False
+    """Saved while the loss was under suspicion."""
+    files: int = 0
+    """Without the manifest."""
     metrics: dict[str, float] = field(default_factory=dict)
     verified: bool = False
     """True when its bytes were read back (or loaded) by this process and matched."""
@@ -36,7 +42,7 @@ class Generation:
 def best(generations: Sequence[Generation], rule: Retention, count: int) -> list[Generation]:
     """The `count` best by the rule's metric, best first; of equals the newer one. Without the metric: not eligible."""
     sign = 1.0 if rule.mode == "Min" else -1.0
-    measured = [g for g in generations if rule.metric in g.metrics and not g.corrupt]
+    measured = [g for g in generations if rule.metric in g.metrics and not g.corrupt and not g.suspect]
     by_age = sorted(measured, key=lambda g: g.key, reverse=True)
     return sorted(by_age, key=lambda g: sign * g.metrics[rule.metric])[:count]
 
@@ -44,20 +50,41 @@ def best(generations: Sequence[Generation], rule: Retention, count: int) -> list
 def superfluous(generations: Sequence[Generation], rule: Retention) -> list[Generation]:
     """What may be deleted now, oldest first.
 
-    Nothing at all before a verified generation exists, and never the newest verified one or anything newer.
-    keepEverySteps keeps the first generation at or after each multiple of that many steps.
+    Nothing at all before a verified good generation exists, and never the newest such one or anything newer, whatever
+    the limits say. keepEverySteps keeps the first generation at or after each multiple of that many steps. The limits
+    of age and size go before every other reason to keep one. Ages are counted back from that newest one, not from now:
+    a run that does not save loses nothing, and no jump of a clock can.
     """
     ordered = sorted(generations, key=lambda g: g.key)
-    verified = [g for g in ordered if g.verified and not g.corrupt]
+    good = [g for g in ordered if not g.corrupt and not g.suspect]
+    verified = [g for g in good if g.verified]
     if not verified:
         return []
-    sound = [g for g in ordered if not g.corrupt]
-    keep = {g.key for g in ordered if g.key >= verified[-1].key}
-    keep |= {g.key for g in sound[-max(rule.keep_latest, 1) :]}
-    keep |= {g.key for g in best(sound, rule, rule.keep_best)}
+    newest = verified[-1]
+    safe = {g.key for g in ordered if g.key >= newest.key}
+    keep = {g.key for g in good[-max(rule.keep_latest, 1) :]}
+    keep |= {g.key for g in best(good, rule, rule.keep_best)}
     if rule.keep_every_steps > 0:
-        keep |= _milestones(sound, rule.keep_every_steps)
+        keep |= _milestones(good, rule.keep_every_steps)
+    kept = [g for g in ordered if g.key in keep and not _too_old(g, newest, rule)]
+    keep = _within(rule.max_bytes, kept, [g for g in ordered if g.key in safe]) | safe
     return [g for g in ordered if g.key not in keep]
+
+
+def _too_old(generation: Generation, newest: Generation, rule: Retention) -> bool:
+    return 0 < rule.max_age_seconds < newest.aged_at - generation.aged_at
+
+
+def _within(limit: int, kept: Sequence[Generation], safe: Sequence[Generation]) -> set[Key]:
+    """The newest of `kept` that fit into `limit` bytes beside `safe`; all of them without a limit."""
+    keys = {g.key for g in safe}
+    room = limit - sum(g.size_bytes for g in safe)
+    for generation in sorted((g for g in kept if g.key not in keys), key=lambda g: g.key, reverse=True):
+        room -= generation.size_bytes
+        if limit > 0 and room < 0:
+            break
+        keys.add(generation.key)
+    return keys
 
 
 def _milestones(sound: Sequence[Generation], every: int) -> set[Key]:

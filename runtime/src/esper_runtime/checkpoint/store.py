@@ -7,6 +7,7 @@ the disk. Nothing here touches a live model: loading gives fresh CPU tensors, an
 import errno
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,17 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from esper_leyline.phases import Durability
 from esper_leyline.runconfig import ResumeFrom, Retention
 from esper_leyline.v1.report_pb2 import CheckpointState
 
 from esper_runtime.checkpoint import manifest as manifests
-from esper_runtime.checkpoint.catalog import Entry, directories, generation_of, numbers
+from esper_runtime.checkpoint.catalog import Entry, directories, generation_of, numbers, place_of
+from esper_runtime.checkpoint.durability import Probe, probe
 from esper_runtime.checkpoint.errors import (
     CheckpointError,
     CorruptFileError,
     SaveError,
     SupersededError,
 )
+from esper_runtime.checkpoint.feasibility import Demand, Rate, obstacles
 from esper_runtime.checkpoint.files import Disk, Stop, go_on
 from esper_runtime.checkpoint.generation import (
     GenerationData,
@@ -35,14 +39,16 @@ from esper_runtime.checkpoint.generation import (
     write,
     write_export,
 )
+from esper_runtime.checkpoint.ledger import Ledger
 from esper_runtime.checkpoint.loading import Search
 from esper_runtime.checkpoint.manifest import Manifest
 from esper_runtime.checkpoint.retention import Generation, best, superfluous
 from esper_runtime.checkpoint.volume import Volume, remove_tree, sync_directory
+from esper_runtime.checkpoint.wal import Wal
 
 MAX_CORRUPT_LISTED = 8
-MAX_WRITE_SECONDS = 12.0
-"""A state whose write takes longer is reported as not feasible: a full rollback could not keep its 12 s."""
+FULL_DEADLINE_S = 12.0
+"""rollback.fullDeadlineSeconds, where nobody says otherwise."""
 _TEMPORARY = ".tmp-"
 log = logging.getLogger(__name__)
 
@@ -59,6 +65,7 @@ class Store:
         retention: Retention | None = None,
         verification: str = "Checksum",
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         disk: Disk | None = None,
     ) -> None:
         if verification not in ("None", "Checksum", "Load"):
@@ -66,23 +73,58 @@ class Store:
         self.volume = Volume(root, run_uid=run_uid, attempt=attempt)
         self.retention = retention or Retention()
         self.verification = verification
+        self.deadline_s = FULL_DEADLINE_S
+        """Of a full rollback."""
+        self.period_s: float | None = None
+        """Between two saves, as the cadence asks for them; None while that is not known."""
+        self.context: Mapping[str, str] = {}
+        """What runs: code, model, device. In every manifest, and once per process in the log."""
+        self.probe: Probe | None = None
+        """What is known of the volume, after prepare()."""
         self._clock = clock
+        self._monotonic = monotonic
         self._disk = disk or Disk()
+        self._ledger: Ledger | None = None
         self._lock = threading.Lock()
         self._known: dict[tuple[int, int], Generation] = {}
         self._corrupt: list[str] = []
         self._last_error = ""
-        self._feasible: bool | None = None
+        self._obstacles: dict[str, str] | None = None
+        self._reads, self._writes = Rate(), Rate()
+        self._ages_from = (clock(), monotonic())
 
     def prepare(self) -> None:
-        """Claims the directory, removes what interrupted saves of this attempt left, and learns what is there.
+        """Claims the directory, tries what it can do, removes what interrupted saves left, and learns what is there.
 
         CheckpointDirError when the directory cannot be used or another run owns it.
         """
         self.volume.claim()
+        self.probe = self._tried()
+        self._disk.dsync = self.probe.mode is Durability.DSYNC
         self._remove_remnants()
         for attempt, directory in directories(self.volume.run_dir):
             self._learn(attempt, directory)
+        newest = max((g.aged_at for g in self._known.values() if not g.corrupt), default=0.0)
+        self._ages_from = (max(self._clock(), newest), self._monotonic())
+
+    def _tried(self) -> Probe:
+        try:
+            return probe(self.volume.attempt_dir)
+        except OSError as error:
+            raise self.volume.unusable(error) from error
+
+    def keep_log(self, wal: Wal) -> None:
+        """Saves are transactions of this log from now on. Call after prepare(), with the log replayed.
+
+        One that an earlier process left open is ended: committed when its generation is on the volume, else aborted.
+        """
+        ledger = Ledger(wal, attempt=self.volume.attempt)
+        ledger.resolve(is_whole=self._is_whole)
+        self._ledger = ledger
+
+    def _is_whole(self, attempt: int, number: int, step: int) -> int | None:
+        known = self._known.get((attempt, number))
+        return known.files if known is not None and not known.corrupt and known.step == step else None
 
     def _remove_remnants(self) -> None:
         """Deletes what interrupted saves and deletions left, of this attempt and of those it supersedes."""
@@ -96,7 +138,7 @@ class Store:
     def _learn(self, attempt: int, directory: Path) -> None:
         number = manifests.number_of(directory.name)
         assert number is not None
-        where = f"{directory.parent.name}/{directory.name}"
+        where = place_of(directory)
         try:
             found = manifests.read(directory, run_uid=self.volume.run_uid, attempt=attempt, where=where)
             generation = generation_of(found, directory)
@@ -134,41 +176,71 @@ class Store:
         with self._lock:
             self._last_error = message
             if number in (errno.ENOSPC, errno.EDQUOT):
-                self._feasible = False
+                self._obstacles = {**(self._obstacles or {}), "space": message}
         return SaveError(message, errno=number, path=self.volume.attempt_dir)
 
     def _save(self, data: GenerationData) -> Generation:
         newer = self.volume.superseded_by()
         if newer is not None:
             raise SupersededError(f"attempt {newer} owns {self.volume.run_dir}; attempt {self.volume.attempt} is over")
+        begun = self._monotonic()
         number = 1 + max(numbers(self.volume.run_dir), default=0)
+        txn = self._begin(number, data)
+        try:
+            manifest, final = self._write(number, data, txn)
+        except (OSError, CheckpointError, MemoryError) as error:
+            if self._ledger is not None and txn is not None:
+                self._ledger.abort(txn, str(error))
+            raise
+        # With verification None the write protocol itself is trusted, else nothing could ever be deleted.
+        generation = replace(generation_of(manifest, final), verified=True)
+        with self._lock:
+            self._known[generation.key] = generation
+        if self._commit(txn, generation):
+            self._retain()
+        self._measure(generation, self._monotonic() - begun)
+        return generation
+
+    def _begin(self, number: int, data: GenerationData) -> int | None:
+        if self._ledger is None:
+            return None
+        return self._ledger.begin(number=number, step=data.step, epoch=data.epoch, context=self._context())
+
+    def _commit(self, txn: int | None, generation: Generation) -> bool:
+        """False when the log did not take it: the checkpoint is there, but nothing older may go yet."""
+        if self._ledger is None or txn is None:
+            return True
+        return self._ledger.commit(txn, number=generation.number, step=generation.step, files=generation.files)
+
+    def _write(self, number: int, data: GenerationData, txn: int | None) -> tuple[Manifest, Path]:
+        """The generation under its final name, durable and verified. After an error nothing of it is left."""
         draft = self.volume.attempt_dir / f"{_TEMPORARY}{manifests.directory_name(number)}"
         final = self.volume.attempt_dir / manifests.directory_name(number)
         try:
             if draft.exists():
                 remove_tree(draft)
             draft.mkdir()
-            begun = time.monotonic()
-            manifest = write(draft, data, self._header(number, data), self._disk)
-            seconds = time.monotonic() - begun
+            begun = self._monotonic()
+            manifest = write(draft, data, self._header(number, data, txn), self._disk)
+            written = self._monotonic()
             verify(draft, manifest, data, self.verification, self._disk)
+            if self.verification != "None":
+                self._reads.add(manifest.size_bytes, self._monotonic() - written)
             draft.rename(final)
             sync_directory(self.volume.attempt_dir)
         except (OSError, CheckpointError, MemoryError):
             _clean_up(draft)
+            if final.exists():
+                self._remove(final)
             raise
-        # With verification None the write protocol itself is trusted, else nothing could ever be deleted.
-        generation = replace(generation_of(manifest, final), verified=True)
-        with self._lock:
-            self._known[generation.key] = generation
-            self._feasible = seconds <= MAX_WRITE_SECONDS
-        self._retain()
-        return generation
+        self._writes.add(manifest.size_bytes, written - begun)
+        return manifest, final
 
-    def _header(self, number: int, data: GenerationData) -> Manifest:
+    def _header(self, number: int, data: GenerationData, txn: int | None) -> Manifest:
         """The manifest as far as it is known before the files are written."""
         with self._lock:
             parent = max((number for _, number in self._known), default=None)
+        since, at = self._ages_from
         return Manifest(
             run_uid=self.volume.run_uid,
             attempt=self.volume.attempt,
@@ -182,22 +254,67 @@ class Store:
             verification=self.verification,
             metrics={name: float(value) for name, value in data.metrics.items() if math.isfinite(value)},
             files={},
+            aged_at=round(since + self._monotonic() - at, 3),
+            suspect=data.suspect,
+            durability=Durability.UNKNOWN if self.probe is None else self.probe.mode,
+            txn=txn,
+            context=self._context(),
         )
+
+    def _context(self) -> dict[str, str]:
+        known = {"torch": torch.__version__, **self.context}
+        if self.probe is not None:
+            known |= {"durability": self.probe.mode, "filesystem": self.probe.filesystem}
+        return known
+
+    def _measure(self, generation: Generation, seconds: float) -> None:
+        """Asks whether the volume does for this state, now that it has shown what it can."""
+        with self._lock:
+            kept = [g for g in self._known.values() if not g.corrupt]
+        try:
+            volume = os.statvfs(self.volume.run_dir)
+            free: int | None = volume.f_bavail * volume.f_frsize
+        except OSError as error:
+            log.warning("cannot ask for the free space of %s: %s", self.volume.run_dir, error)
+            free = None
+        demand = Demand(
+            size_bytes=generation.size_bytes,
+            count=len(kept),
+            total_bytes=sum(g.size_bytes for g in kept),
+            save_seconds=seconds,
+            free_bytes=free,
+            read_bytes_per_s=self._reads.bytes_per_s,
+            deadline_seconds=self.deadline_s,
+            period_seconds=self.period_s,
+            rule=self.retention,
+        )
+        with self._lock:
+            self._obstacles = obstacles(demand)
+
+    @property
+    def obstacles(self) -> Mapping[str, str]:
+        """Why the volume does not do for this state, by kind, each with its numbers; see feasibility.obstacles."""
+        with self._lock:
+            return dict(self._obstacles or {})
 
     def _retain(self) -> None:
         with self._lock:
             owned = [g for g in self._known.values() if g.attempt <= self.volume.attempt]
             doomed = superfluous(owned, self.retention)
         for generation in doomed:
-            hidden = generation.path.with_name(f"{_TEMPORARY}deleted-{generation.path.name}")
-            try:
-                generation.path.rename(hidden)  # one instant: never half a generation under its own name
-                remove_tree(hidden)
-            except OSError as error:
-                log.warning("cannot delete %s: %s", generation.path, error)
-                continue
-            with self._lock:
-                del self._known[generation.key]
+            if self._remove(generation.path):
+                with self._lock:
+                    del self._known[generation.key]
+
+    def _remove(self, path: Path) -> bool:
+        hidden = path.with_name(f"{_TEMPORARY}deleted-{path.name}")
+        try:
+            path.rename(hidden)  # one instant: never half a generation under its own name
+            remove_tree(hidden)
+        except OSError as error:
+            log.warning("cannot delete %s: %s", path, error)
+            return False
+        return True
 
     # Loading
 
@@ -233,6 +350,8 @@ class Store:
             noted=self._rejected,
             before_step=before_step,
             stop=stop,
+            reads=self._reads,
+            monotonic=self._monotonic,
         )
 
     def _rejected(self, entry: Entry, why: str) -> None:
@@ -265,8 +384,8 @@ class Store:
                 last_error=self._last_error,
                 corrupt_files=self._corrupt,
             )
-            if self._feasible is not None:
-                state.feasible = self._feasible
+            if self._obstacles is not None:
+                state.feasible = not self._obstacles
         if not sound:
             return state
         state.latest_step = sound[-1].step

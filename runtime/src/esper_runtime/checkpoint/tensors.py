@@ -19,6 +19,8 @@ _LENGTH = struct.Struct("<Q")
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 _METADATA = "__metadata__"
+METADATA: Mapping[str, str] = {"format": "pt"}
+"""Of files with tensors of PyTorch."""
 
 DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -50,12 +52,16 @@ class Layout:
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
         self._ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-        self._header = _header(self._ordered, metadata or {})
-        self.size = len(self._header) + sum(tensor.nbytes for _, tensor in self._ordered)
+        self.header = _header(self._ordered, metadata or {})
+        """Everything before the first tensor's bytes; says of each tensor where it lies."""
+        self.size = len(self.header) + sum(tensor.nbytes for _, tensor in self._ordered)
 
     def parts(self) -> Iterator[Bytes]:
-        yield _array(torch.frombuffer(bytearray(self._header), dtype=torch.uint8))
-        for _, tensor in self._ordered:
+        """FormatError when a tensor is not on the CPU."""
+        yield _array(torch.frombuffer(bytearray(self.header), dtype=torch.uint8))
+        for name, tensor in self._ordered:
+            if tensor.device.type != "cpu":
+                raise FormatError(f"tensor {name} is on {tensor.device}; copy it to the CPU first")
             if tensor.numel():
                 yield _array(_as_bytes(tensor))
 
@@ -66,8 +72,8 @@ def _header(ordered: list[tuple[str, torch.Tensor]], metadata: Mapping[str, str]
     for name, tensor in ordered:
         if name == _METADATA:
             raise FormatError(f"a tensor cannot be called {_METADATA}")
-        if tensor.device.type != "cpu":
-            raise FormatError(f"tensor {name} is on {tensor.device}; copy it to the CPU first")
+        if tensor.is_meta:
+            raise FormatError(f"tensor {name} is on {tensor.device}; it has no bytes")
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
             raise FormatError(f"tensor {name} of {tensor.dtype}, {tensor.layout} has no place in safetensors")
         end = offset + tensor.nbytes

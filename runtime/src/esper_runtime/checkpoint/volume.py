@@ -55,7 +55,7 @@ class Volume:
             sync_directory(self.run_dir)
             sync_directory(self.root)
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
 
     def _claim_root(self) -> None:
         marker = self.root / paths.CLAIM_MARKER
@@ -73,7 +73,8 @@ class Volume:
                 "give this run a claim or subPath of its own, or remove the old run's files"
             )
 
-    def _unusable(self, error: OSError) -> CheckpointDirError:
+    def unusable(self, error: OSError) -> CheckpointDirError:
+        """The error with what to do about it."""
         remedy = {
             errno.ENOENT: "mount the volume there",
             errno.ENOTDIR: "mount the volume there",
@@ -112,7 +113,7 @@ class Volume:
                 os.close(descriptor)
             sync_directory(self.attempt_dir)
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
         return number
 
 

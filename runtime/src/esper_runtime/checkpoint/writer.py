@@ -56,13 +56,24 @@ class Writer:
     def submit(self, data: GenerationData) -> None:
         """Asks for a save and returns at once. A save that still waits is given up in favour of this one."""
         with self._changed:
-            if self._pending is not None:
-                self._outcomes.append(SaveOutcome(step=self._pending.step, replaced=True))
+            self._give_up_pending()
             if self._closing or not self._thread.is_alive():
                 self._outcomes.append(SaveOutcome(step=data.step, error="the checkpoint writer has ended"))
+                data.release()
                 return
             self._pending = data
             self._changed.notify_all()
+
+    def retract(self) -> None:
+        """Gives up the save that still waits, if any, so that its memory is free."""
+        with self._changed:
+            self._give_up_pending()
+
+    def _give_up_pending(self) -> None:
+        if self._pending is not None:
+            self._outcomes.append(SaveOutcome(step=self._pending.step, replaced=True))
+            self._pending.release()
+            self._pending = None
 
     def drain(self, timeout_s: float) -> bool:
         """Waits until everything submitted is saved or has failed. False when that takes longer than `timeout_s`."""
@@ -90,6 +101,7 @@ class Writer:
             try:
                 outcome = self._save(data)
             finally:
+                data.release()
                 with self._changed:
                     self._busy = False
                     self._outcomes.append(outcome)

@@ -12,17 +12,27 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-from esper_leyline.phases import RestoreOutcome
+from esper_leyline.phases import Durability, RestoreOutcome
 from esper_leyline.reasons import RunReason
-from esper_leyline.runconfig import Checkpoint, ResumeFrom
+from esper_leyline.runconfig import Checkpoint, ResumeFrom, Rollback
 from esper_leyline.v1 import report_pb2 as pb
 from torch import Tensor
 
-from esper_runtime.checkpoint import LoadedGeneration, NoValidCheckpointError, SaveOutcome, Store, Writer
+from esper_runtime.checkpoint import (
+    CheckpointError,
+    LoadedGeneration,
+    NoValidCheckpointError,
+    SaveOutcome,
+    Store,
+    Writer,
+)
 from esper_runtime.checkpoint.files import Stop
+from esper_runtime.checkpoint.host import HostCopies
 from esper_runtime.checkpoint.wal import Kind
 from esper_runtime.tolaria.facts import Facts
 from esper_runtime.tolaria.judge import Call, Verdict
+from esper_runtime.tolaria.metrics import Metrics
+from esper_runtime.tolaria.stability import Calm, Part, Stability
 from esper_runtime.tolaria.state import TrainState
 from esper_runtime.tolaria.telemetry import Events
 
@@ -31,6 +41,7 @@ BEAT_S = 0.05
 SETTLE_SHARE = 0.25
 """Of a load's deadline, to wait for a save under way."""
 T = TypeVar("T")
+_MODES = {Durability.UNKNOWN: 0, Durability.DSYNC: 1, Durability.FSYNC: 2}
 log = logging.getLogger(__name__)
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -47,6 +58,8 @@ class Checkpoints:
         facts: Facts,
         events: Events,
         beat: Callable[[], None],
+        metrics: Metrics | None = None,
+        stability: Stability | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
@@ -56,39 +69,82 @@ class Checkpoints:
         self._events = events
         self._beat = beat
         self._monotonic = monotonic
+        self._metrics = metrics or Metrics(None)
+        self._stability = stability or Calm()
+        self._copies = HostCopies()
+        self._due_at: float | None = None
+        self._told: set[str] = set()
+        """Obstacles that this process has told of."""
         self._submitted_at = monotonic()
+        self._saved_at: float | None = None
         self._outstanding = 0
         self._stall_ms: float | None = None
         self._degraded = False
         self.saved_step: int | None = None
         """Of the newest save that this process completed."""
+        self.store.period_s = config.period_seconds
+        self._announce_durability()
 
-    def configure(self, config: Checkpoint) -> None:
-        """New cadence and retention."""
+    def configure(self, config: Checkpoint, rollback: Rollback | None = None) -> None:
+        """New cadence, retention and deadline."""
+        if (config.every_steps, config.period_seconds) != (self.config.every_steps, self.config.period_seconds):
+            self._due_at, self.store.period_s = None, config.period_seconds
         self.config = config
         self.store.retention = config.retention
+        if rollback is not None:
+            self.store.deadline_s = rollback.full_deadline_seconds
+
+    def _announce_durability(self) -> None:
+        found = self.store.probe
+        if found is None:
+            return
+        self._metrics.set("tolaria.checkpoint.durability_mode", _MODES[found.mode])
+        if found.doubts:
+            message = f"{self.store.volume.root}: what is saved may be lost: {'; '.join(found.doubts)}"
+            self._events.notice(RunReason.CHECKPOINT_NOT_DURABLE, message, warning=True)
 
     # When
 
     def after_step(self, state: TrainState, verdict: Verdict) -> None:
         if self._outstanding:
             self._report()
-        if verdict.call is Call.GOOD and self._due(state.step) and not self._outstanding:
+        if verdict.call is not Call.GOOD or not self._due(state.step):
+            return
+        if self._saved_at is not None:
+            self._metrics.set("tolaria.checkpoint.age_s", self._monotonic() - self._saved_at)
+        if not self._outstanding:
             self.submit(state, {})
 
     def _due(self, step: int) -> bool:
         every, period = self.config.every_steps, self.config.period_seconds
         if every is not None and step % every == 0:
+            self._observe_cadence()
             return True
         return period is not None and self._monotonic() - self._submitted_at >= period
+
+    def _observe_cadence(self) -> None:
+        """So many steps take so many seconds: that is how long a save may take."""
+        now = self._monotonic()
+        if self._due_at is not None:
+            between = now - self._due_at
+            self.store.period_s = min(between, self.config.period_seconds or between)
+        self._due_at = now
 
     def submit(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Hands a copy of the state to the writer."""
         begun = self._monotonic()
-        self._writer.submit(state.generation(metrics))
+        if not self._copies.free():
+            self._writer.retract()  # the newest wins; its memory is needed
+        try:
+            data = state.generation(metrics, copy=self._copies.take)
+        except (OSError, CheckpointError) as error:
+            why = f"checkpoint of step {state.step} was not saved: {error}"
+            self._failed(SaveOutcome(step=state.step, error=why, errno=getattr(error, "errno", None)))
+            return
+        self._outstanding += 1
+        self._writer.submit(data)
         self._submitted_at = self._monotonic()
         self._stall_ms = (self._submitted_at - begun) * 1e3
-        self._outstanding += 1
 
     def save_now(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> int | None:
         """Saves and waits; the step, or None when it failed."""
@@ -114,7 +170,11 @@ class Checkpoints:
 
     def _saved(self, outcome: SaveOutcome) -> None:
         self.saved_step = outcome.step
+        self._saved_at = self._monotonic()
+        self._metrics.set("tolaria.checkpoint.age_s", 0.0)
         self._facts.settle()
+        self._stability.succeeded(Part.CHECKPOINT)
+        self._measured(outcome)
         if self._degraded:
             self._degraded = False
             message = f"step {outcome.step} is saved"
@@ -123,12 +183,28 @@ class Checkpoints:
 
     def _failed(self, outcome: SaveOutcome) -> None:
         self._facts.record(Kind.CHECKPOINT_FAILURE, step=outcome.step, error=outcome.error[:512])
+        self._metrics.add("tolaria.checkpoint.failures_total")
+        self._stability.failed(Part.CHECKPOINT, outcome.error)
         full = outcome.errno in _FULL
         reason = RunReason.CHECKPOINT_VOLUME_FULL if full else RunReason.CHECKPOINT_FAILED
         remedy = "; enlarge the volume or lower checkpoint.retention" if full else ""
         self._degraded = True
         self._events.degradation(COMPONENT, degraded=True, reason=reason, message=outcome.error + remedy)
         self.report_state()
+
+    def _measured(self, outcome: SaveOutcome) -> None:
+        generation = outcome.generation
+        assert generation is not None
+        self._metrics.set("tolaria.checkpoint.duration_s", outcome.seconds)
+        self._metrics.set("tolaria.checkpoint_duration_seconds", outcome.seconds)
+        self._metrics.set("tolaria.checkpoint.bytes", generation.size_bytes)
+        self._metrics.set("tolaria.checkpoint.generation", generation.number)
+        if not generation.suspect:
+            self._metrics.set("tolaria.checkpoint.last_good_epoch", generation.epoch)
+        for kind, message in self.store.obstacles.items():
+            if kind not in self._told:
+                self._told.add(kind)
+                self._events.notice(RunReason.CHECKPOINT_INFEASIBLE, message, warning=True)
 
     def report_state(self) -> None:
         state: pb.CheckpointState = self.store.state()
