@@ -1,6 +1,6 @@
 """The end of training: the final checkpoint, the best epoch's model, its measured quality, the export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from esper_runtime.tolaria.outcome import Outcome
 from esper_runtime.tolaria.state import TrainState, export_tensors, parameter_count
 from esper_runtime.tolaria.telemetry import Events, Heart, named
 from esper_runtime.tolaria.validate import evaluate
-from esper_runtime.workload import Workload
+from esper_runtime.workload import Goal, Workload, relation_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +95,22 @@ class Finish:
         return True
 
     def _announce(self, state: TrainState, final: dict[str, float], best_step: int) -> None:
-        for name, least in self.workload.goals.items():
-            reached = comparable(final).get(name)
-            if reached is None or reached < least:
-                value = "not measured" if reached is None else f"{reached:.4f}"
-                self.events.notice(RunReason.COMPLETE, f"goal missed: {name} is {value}, wanted {least}", warning=True)
+        for missed in goals_missed(self.workload.goals, comparable(final)):
+            self.events.notice(RunReason.COMPLETE, missed, warning=True)
         completion = pb.Completion(
             export_path=f"{self.config.uid}/{paths.EXPORT_DIR}", best_step=best_step, metrics=named(final)
         )
         self.events.completion(completion)
         message = ", ".join(f"{name} {value:.4f}" for name, value in final.items())
         self.events.transition(pb.RUNTIME_PHASE_SUCCEEDED, reason=RunReason.COMPLETE, message=message, step=state.step)
+
+
+def goals_missed(goals: Mapping[str, Goal], reached: Mapping[str, float]) -> Iterator[str]:
+    """What to say of each goal that the finished model does not reach, or that nobody measured."""
+    for name, goal in goals.items():
+        relation, wanted = relation_of(name, goal)
+        value = reached.get(name)
+        if value is None:
+            yield f"goal missed: {name} is not measured, wanted {relation} {wanted:g}"
+        elif not (value >= wanted if relation == ">=" else value <= wanted):
+            yield f"goal missed: {name} is {value:.4f}, wanted {relation} {wanted:g}"

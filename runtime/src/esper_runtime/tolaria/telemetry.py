@@ -12,6 +12,9 @@ from esper_leyline.pages import Page, float_bits
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import EmergencyAck
 
+from esper_runtime.tolaria.narrate import tell
+from esper_runtime.tolaria.record import Record
+
 MAX_MESSAGE = 1024
 WRITER = "tolaria"
 
@@ -49,9 +52,12 @@ class Heart:
 
 
 class Events:
-    """Appends RuntimeEvents, each with the run's counters."""
+    """Appends RuntimeEvents, each with the run's counters, and tells the run's record of them."""
 
-    def __init__(self, run_dir: Path, *, counters: Callable[[], pb.Counters], heart: Heart) -> None:
+    def __init__(
+        self, run_dir: Path, *, counters: Callable[[], pb.Counters], heart: Heart, record: Record | None = None
+    ) -> None:
+        self._record = record
         self._journal = JournalWriter(run_dir / paths.JOURNAL)
         self._counters = counters
         self._heart = heart
@@ -63,6 +69,10 @@ class Events:
             event.time.GetCurrentTime()
         event.counters.CopyFrom(self._counters())
         self._journal.append(event)
+        if self._record is not None:
+            for told in tell(event):
+                step = self._heart.step if told.step is None else told.step
+                self._record.append(told.event, step=step, level=told.level, **told.fields)
 
     def transition(self, to: pb.RuntimePhase, *, reason: str, message: str = "", step: int) -> None:
         """Moves to a phase, in the journal and on the page. Nothing when already there."""
