@@ -53,6 +53,8 @@ from esper_leyline.reasons import RunReason
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from esper_runtime.schedules import Schedule, as_schedule
+
 Batch = Any
 """What the data yields: the same structure as in-memory data, or what torch's default_collate makes of samples."""
 Data = Any
@@ -88,10 +90,10 @@ class Workload:
     transform: Callable[[Batch], Batch] | None = None
     """Applied to each training batch, such as augmentation."""
     parameter_groups: Callable[[nn.Module], Iterable[dict[str, Any]]] | None = None
-    """Optimizer groups with options of their own."""
-    schedule: Callable[[int, int], float] | None = None
-    """(step from 0, planned steps) -> factor on every group's learning rate. A pure function, so that a rollback
-    replays it."""
+    """Optimizer groups with options of their own: torch's, and "name", "schedule", "min_lr", "max_lr" of Esper."""
+    schedule: Schedule | Callable[[int, int], float] | None = None
+    """Of every group without one of its own: one of esper_runtime.schedules, or a pure function (step from 0, planned
+    steps) -> factor on the group's learning rate, so that a rollback replays it."""
     clip_gradient_norm: float | None = None
     """Upper bound on the L2 norm of all gradients together."""
     accumulation_steps: int = 1
@@ -134,6 +136,9 @@ class Workload:
         for name in ("optimizer", "loss"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Workload.{name} is not callable; give a function")
+        if self.parameter_groups is not None and not callable(self.parameter_groups):
+            raise TypeError("Workload.parameter_groups is not callable; give a function of the model")
+        as_schedule(self.schedule, field="Workload.schedule")
         for name, least in {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "num_workers": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, default_collate
 from esper_runtime.tolaria.amp import Loss, Scaler, under_autocast
 from esper_runtime.tolaria.data import AnyLoader, Fetch, Loader, is_tensors
 from esper_runtime.tolaria.faults import Faults
+from esper_runtime.tolaria.learning_rate import LearningRate
 from esper_runtime.tolaria.metrics import Metrics
 from esper_runtime.tolaria.prefetch import Ahead, CudaStage, Meter, Timed
 from esper_runtime.tolaria.state import Extra, TrainState
@@ -145,7 +146,7 @@ def build_step(
     faults: Faults,
     *,
     device: torch.device,
-    planned_steps: int,
+    learning_rate: LearningRate,
     events: Events,
     metrics: Metrics,
     heart: Heart,
@@ -175,7 +176,7 @@ def build_step(
             beat=heart.beat,
         )
         loss = compiled.loss
-    step = step_of(workload, state, faults, planned_steps=planned_steps, loss=loss, metrics=metrics, scaler=scaler)
+    step = step_of(workload, state, faults, learning_rate=learning_rate, loss=loss, metrics=metrics, scaler=scaler)
     if compiled is not None:
         step.guard(compiled.guard)
     metrics.set("tolaria.train.compile_enabled", compiled is not None)

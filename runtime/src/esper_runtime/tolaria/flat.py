@@ -168,6 +168,45 @@ class Flat:
         return found
 
 
+def split_state(arena: Arena, state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A flat state by parameter: moments as views, everything else copied."""
+
+    def of(member: Member, key: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.clone() if key in SCALARS else member.view(value)
+
+    return [{key: of(member, key, value) for key, value in state.items()} for member in arena.members]
+
+
+def joinable(parts: list[dict[str, Any]]) -> bool:
+    """Whether all parameters have the same keys and the same scalars, so that one flat state says it all."""
+    first = parts[0]
+    return all(
+        part.keys() == first.keys() and all(_agree(key, part[key], first[key]) for key in first) for part in parts[1:]
+    )
+
+
+def _agree(key: str, one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return key not in SCALARS or torch.equal(one, other)
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)
+
+
+def joined_state(arena: Arena, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    for key, first in parts[0].items():
+        if not isinstance(first, Tensor):
+            joined[key] = first
+        elif key in SCALARS:
+            joined[key] = first.clone()
+        else:
+            joined[key] = aligned_zeros(arena.buffer.numel(), dtype=first.dtype, device=arena.buffer.device)
+            for member, part in zip(arena.members, parts, strict=True):
+                member.view(joined[key]).copy_(part[key])
+    return joined
+
+
 def own(value: Any) -> Any:
     """A value that shares no memory with this one."""
     if isinstance(value, list):

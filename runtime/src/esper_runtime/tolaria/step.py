@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from esper_runtime.tolaria.amp import Loss, Scaler
 from esper_runtime.tolaria.faults import Faults
 from esper_runtime.tolaria.judge import GOOD, Call, Verdict
+from esper_runtime.tolaria.learning_rate import LearningRate
 from esper_runtime.tolaria.metrics import Metrics
 from esper_runtime.tolaria.state import TrainState
 from esper_runtime.workload import Batch, Workload
@@ -35,13 +36,19 @@ class Step:
     """Runs steps of one workload on one state. `loss` is the workload's own, or what features.py made of it."""
 
     def __init__(
-        self, workload: Workload, state: TrainState, faults: Faults, *, planned_steps: int, loss: Loss, metrics: Metrics
+        self,
+        workload: Workload,
+        state: TrainState,
+        faults: Faults,
+        *,
+        learning_rate: LearningRate,
+        loss: Loss,
+        metrics: Metrics,
     ) -> None:
         self._loss = loss
-        self._schedule = workload.schedule
         self._clip = workload.clip_gradient_norm
         self._faults = faults
-        self._planned_steps = planned_steps
+        self._learning_rate = learning_rate
         self._update = state.update
         self._metrics = metrics
         self._backward: Callable[[Tensor], None] = Tensor.backward
@@ -93,10 +100,7 @@ class Step:
         if self._clip is not None and squared_norm > self._clip**2:
             update.scale_gradients(self._clip / squared_norm**0.5)
             self._metrics.add("tolaria.grad.clipped_total")
-        factor = state.learning_rate_scale
-        if self._schedule is not None:
-            factor *= self._schedule(step - 1, self._planned_steps)
-        update.set_learning_rate(factor)
+        self._learning_rate.apply(step=step - 1, epoch=state.epoch, scale=state.learning_rate_scale)
         update.apply(self._closure(batch, state, step, loss) if update.needs_closure else _no_closure)
 
     def _count(self, state: TrainState, loss: float) -> None:
@@ -214,7 +218,7 @@ def step_of(
     state: TrainState,
     faults: Faults,
     *,
-    planned_steps: int,
+    learning_rate: LearningRate,
     loss: Loss,
     metrics: Metrics,
     scaler: Scaler | None,
@@ -223,14 +227,14 @@ def step_of(
     accumulates = workload.accumulation_steps > 1
     if scaler is None:
         kind = AccumulatingStep if accumulates else Step
-        return kind(workload, state, faults, planned_steps=planned_steps, loss=loss, metrics=metrics)
+        return kind(workload, state, faults, learning_rate=learning_rate, loss=loss, metrics=metrics)
     if state.update.needs_closure:
         raise ValueError(
             f'precision="float16" scales gradients, which {type(state.update.optimizer).__name__} cannot have: '
             'it evaluates again within a step; use "bfloat16" or "float32"'
         )
     scaled_kind = ScaledAccumulatingStep if accumulates else ScaledStep
-    scaled = scaled_kind(workload, state, faults, planned_steps=planned_steps, loss=loss, metrics=metrics)
+    scaled = scaled_kind(workload, state, faults, learning_rate=learning_rate, loss=loss, metrics=metrics)
     scaled.scale_with(scaler)
     return scaled
 

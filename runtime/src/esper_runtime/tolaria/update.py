@@ -6,22 +6,34 @@ is None, but would decay one whose gradient is zero.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
+from torch.optim import Optimizer
 
 from esper_runtime.tolaria import values
-from esper_runtime.tolaria.arena import Arena, Member, aligned_zeros, arenas_of
-from esper_runtime.tolaria.flat import PIECE_ELEMENTS, SCALARS, Flat, small_first
-
-ELEMENTWISE: frozenset[type[Optimizer]] = frozenset(
-    {SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, ASGD, Rprop}
+from esper_runtime.tolaria.arena import Arena, arenas_of
+from esper_runtime.tolaria.flat import PIECE_ELEMENTS, Flat, joinable, joined_state, small_first, split_state
+from esper_runtime.tolaria.groups import Group, Options, register, require_new, unsplit
+from esper_runtime.tolaria.optimizers import (
+    ELEMENTWISE,
+    Carried,
+    Factory,
+    OptimizerRebuildError,
+    carry,
+    describe,
+    groups_of,
+    initial_state,
+    make,
+    recreate,
 )
-"""Exactly these classes; a subclass may do anything. tests/unit/runtime/tolaria proves equality bit for bit."""
+
+_REBUILT, _STATES = "rebuilt", "states"
+"""Of a saved state: the optimizer's description when it is not the workload's own, and its state by name."""
 
 
 class Path(StrEnum):
@@ -32,28 +44,48 @@ class Path(StrEnum):
 class Update:
     """Owns the optimizer. A step is prepare, backward by the caller, collect, then perhaps apply."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, options: Sequence[Options] | None = None) -> None:
+        """`options` of the optimizer's groups, in their order; without them every rate is constant."""
+        self._model = model
         self.optimizer = optimizer
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        self.groups = register(optimizer, unsplit(optimizer, None) if options is None else options)
+        self._members = [list(group["params"]) for group in optimizer.param_groups]
+        self._own_class = type(optimizer)
+        self._own_description = describe(optimizer)
+        self._rebuilt: dict[str, Any] | None = None
+        """Describes an optimizer that is not the one the workload made."""
+        self._bind()
+
+    def _bind(self) -> None:
+        """Chooses arenas and path. The optimizer has the model's own parameters, and perhaps state of each."""
+        self.names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         self._require_known()
-        self.needs_closure = _needs_closure(optimizer)
-        self._flats = tuple(
-            Flat(arena, index, piece_elements=_piece_elements(arena, optimizer.param_groups[index]))
-            for index, group in enumerate(self._groups)
-            for arena in arenas_of(f"parameters.{index}", small_first(self._trainable(group), PIECE_ELEMENTS))
+        flats = tuple(
+            Flat(arena, index, piece_elements=_piece_elements(arena, self.optimizer.param_groups[index]))
+            for index, members in enumerate(self._members)
+            for arena in arenas_of(f"parameters.{index}", small_first(self._trainable(members), PIECE_ELEMENTS))
         )
-        if not self._flats:
+        if not flats:
             raise ValueError("the optimizer has no parameter that requires a gradient: nothing would be trained")
-        self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self.why = why_per_tensor(model, optimizer) or "elementwise optimizer"
-        self.path = Path.FLAT if self.why == "elementwise optimizer" else Path.PER_TENSOR
-        self._factor = 1.0
+        self._flats = flats
+        self._choose()
+
+    def _choose(self) -> None:
+        self.needs_closure = _needs_closure(self.optimizer)
+        states = self.optimizer.state
+        why = why_per_tensor(self._model, self.optimizer)
+        if why is None and not all(joinable([states.get(p, {}) for p in f.arena.tensors]) for f in self._flats):
+            why = "state differs between parameters"
+        self.path = Path.FLAT if why is None else Path.PER_TENSOR
+        self.why = why or "elementwise optimizer"
         if self.path is Path.FLAT:
             self._flatten()
+        else:
+            for flat in self._flats:
+                flat.pop_state({})  # of an optimizer that is no more
 
     def _require_known(self) -> None:
-        for group in self._groups:
+        for group in self._members:
             for parameter in group:
                 if id(parameter) not in self.names:
                     raise ValueError(
@@ -122,20 +154,10 @@ class Update:
         else:
             yield from (_dense(p.grad) for arena in self.arenas for p in arena.tensors if p.grad is not None)
 
-    def set_learning_rate(self, factor: float) -> None:
-        """Multiplies every group's own rate by `factor`, from the next apply on."""
-        if factor == self._factor:
-            return
-        self._factor = factor
-        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(base * factor)
-            else:
-                group["lr"] = base * factor
-
     @property
     def learning_rate(self) -> float:
-        return self.base_rates[0] * self._factor
+        """Of the first group."""
+        return self.groups[0].written
 
     def apply(self, closure: Callable[[], Tensor]) -> None:
         """Steps the optimizer. `closure` evaluates loss and gradients again, for optimizers that ask for it."""
@@ -152,7 +174,7 @@ class Update:
         for flat in self._flats:
             states = [self.optimizer.state.pop(parameter, {}) for parameter in flat.arena.tensors]
             if states[0]:
-                flat.put_state(self.optimizer.state, _joined(flat.arena, states))
+                flat.put_state(self.optimizer.state, joined_state(flat.arena, states))
         for index, group in enumerate(self.optimizer.param_groups):
             group["params"] = [p.parameter for flat in self._flats if flat.group == index for p in flat.pieces]
 
@@ -162,24 +184,135 @@ class Update:
             return
         for flat in self._flats:
             state = flat.pop_state(self.optimizer.state)
-            for parameter, part in zip(flat.arena.tensors, _split(flat.arena, state), strict=True):
+            for parameter, part in zip(flat.arena.tensors, split_state(flat.arena, state), strict=True):
                 if part:
                     self.optimizer.state[parameter] = part
-        for group, parameters in zip(self.optimizer.param_groups, self._groups, strict=True):
-            group["params"] = parameters
+        for group, parameters in zip(self.optimizer.param_groups, self._members, strict=True):
+            group["params"] = list(parameters)
         self.path = Path.PER_TENSOR
         self.why = why
+
+    # Changing the set of parameters, or the optimizer. Only at a boundary: gradients are lost
+
+    @contextmanager
+    def _taken_apart(self) -> Iterator[None]:
+        """Inside, the optimizer has the model's own parameters; afterwards arenas and path are chosen anew."""
+        self.prepare()
+        self.fall_back("parameters change")
+        try:
+            yield
+        finally:
+            self._bind()
+
+    def add_parameters(self, parameters: Sequence[nn.Parameter], group: Group, **options: Any) -> None:
+        """One more group, registered as `group`; `options` of torch that it has apart from the optimizer's defaults.
+
+        ValueError, and nothing has changed, for parameters that are not in the model or are trained already.
+        """
+        require_new(group.name, self.groups)
+        inside = {id(parameter) for parameter in self._model.parameters()}
+        trained = {id(parameter) for members in self._members for parameter in members}
+        added = [id(parameter) for parameter in parameters]
+        if not added or len(set(added)) < len(added) or not inside.issuperset(added) or trained & set(added):
+            raise ValueError(
+                f"parameter group {group.name!r}: give parameters of the model, each once, that are in no group yet"
+            )
+        first = self.optimizer.param_groups[0]["lr"]
+        rate = torch.full_like(first, group.written) if isinstance(first, Tensor) else group.written
+        with self._taken_apart():
+            self.optimizer.add_param_group({**options, "params": list(parameters), "lr": rate})
+            live = self.optimizer.param_groups[-1]
+            self.optimizer.state.update(initial_state(self.optimizer, live))
+            group.hold(rate)
+            self.groups.append(group)
+            self._members.append(list(parameters))
+        self._redescribe()
+
+    def remove_parameters(self, names: Collection[str]) -> None:
+        """Takes parameters out, with their state; a group that has none left goes too. They keep their values.
+
+        ValueError, and nothing has changed, for a name that is not trained, and when nothing would be left.
+        """
+        held = {self.names[id(parameter)]: parameter for members in self._members for parameter in members}
+        unknown = [name for name in names if name not in held]
+        gone = {id(held[name]) for name in names if name in held}
+        left = [p for members in self._members for p in members if id(p) not in gone and p.requires_grad]
+        if unknown or not left:
+            raise ValueError(f"{unknown[0]} is in no group" if unknown else "no parameter would be left to train")
+        with self._taken_apart():
+            for index in reversed(range(len(self._members))):
+                for parameter in [p for p in self._members[index] if id(p) in gone]:
+                    self.optimizer.state.pop(parameter, None)
+                    parameter.grad = None
+                    parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
+                kept = [p for p in self._members[index] if id(p) not in gone]
+                self._members[index] = kept
+                self.optimizer.param_groups[index]["params"] = list(kept)
+                if not kept:
+                    del self._members[index], self.groups[index], self.optimizer.param_groups[index]
+        self._redescribe()
+
+    def _redescribe(self) -> None:
+        if self._rebuilt is not None:
+            self._rebuilt = describe(self.optimizer)
+
+    def rebuild(self, factory: Factory) -> Carried:
+        """Puts what `factory` makes of the groups in the optimizer's place, with the state that they have in common.
+
+        Parameters are found by name, so that a tensor that the model has replaced is taken up; state follows the
+        tensors whose shape is the same. OptimizerRebuildError, and nothing has changed, when that is not possible.
+        """
+        now: dict[str, Tensor] = dict(self._model.named_parameters())
+        try:
+            members = [[now[self.names[id(old)]] for old in group] for group in self._members]
+        except KeyError as error:
+            raise OptimizerRebuildError(f"the model has no parameter {error} any more: remove it first") from error
+        new = make(factory, groups_of(members, self.optimizer.param_groups))
+        if type(new) not in {*ELEMENTWISE, self._own_class}:
+            raise OptimizerRebuildError(f"a {type(new).__name__} could not be made again after a restart")
+        shapes = {name: parameter.shape for name, parameter in self.parameters()}
+        states = {now[name]: state for name, state in self._per_parameter() if now[name].shape == shapes[name]}
+        carried = carry(type(self.optimizer), states, new, factory)
+        self._replace(new, members)
+        self._rebuilt = describe(new)
+        return carried
+
+    def _replace(self, new: Optimizer, members: list[list[Tensor]]) -> None:
+        same = all(
+            a is b
+            for mine, theirs in zip(self._members, members, strict=True)
+            for a, b in zip(mine, theirs, strict=True)
+        )
+        self.prepare()
+        self.optimizer, self._members = new, members
+        for registered, group in zip(self.groups, new.param_groups, strict=True):
+            registered.hold(group["lr"])
+        if same:
+            self._choose()
+        else:
+            self._bind()
+
+    def _become(self, rebuilt: Mapping[str, Any] | None) -> None:
+        """Before a state is put in place that is of another optimizer than the present one: makes that, empty."""
+        if rebuilt == self._rebuilt:
+            return
+        description = self._own_description if rebuilt is None else rebuilt
+        if description is None:
+            raise OptimizerRebuildError("the state is of the workload's own optimizer, which cannot be made again")
+        groups = groups_of(self._members, self.optimizer.param_groups)
+        self._replace(recreate(description, groups, known=self._own_class), self._members)
+        self._rebuilt = None if rebuilt is None else dict(rebuilt)
 
     # State
 
     def live_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(skeleton, tensors) of the optimizer's state as it lies in memory; not copied."""
         tensors: dict[str, Tensor] = {}
-        skeleton = {
+        states = {
             name: {key: values.pack(f"optimizer.{name}.{key}", value, tensors) for key, value in state.items()}
             for name, state in self._live()
         }
-        return skeleton, tensors
+        return {_REBUILT: self._rebuilt, _STATES: states}, tensors
 
     def _live(self) -> Iterator[tuple[str, dict[str, Any]]]:
         states = self.optimizer.state
@@ -191,9 +324,10 @@ class Update:
 
     def put_live_state(self, path: Path, skeleton: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Replaces the optimizer's state by what `live_state` gave on `path`; live tensors of equal shape are kept."""
+        self._become(skeleton[_REBUILT])
         if path is Path.PER_TENSOR:
             self.fall_back("a restored state is per tensor")
-        found = {name: {k: values.unpack(s, tensors) for k, s in state.items()} for name, state in skeleton.items()}
+        found = {n: {k: values.unpack(s, tensors) for k, s in state.items()} for n, state in skeleton[_STATES].items()}
         if self.path is Path.FLAT:
             for flat in self._flats:
                 flat.put_state(self.optimizer.state, found.get(flat.arena.name, {}))
@@ -202,7 +336,7 @@ class Update:
             found = {
                 member.name: part
                 for arena in self.arenas
-                for member, part in zip(arena.members, _split(arena, found.get(arena.name, {})), strict=True)
+                for member, part in zip(arena.members, split_state(arena, found.get(arena.name, {})), strict=True)
             }
         for name, parameter in self.parameters():
             _assign(self.optimizer.state, parameter, found.get(name))
@@ -210,16 +344,16 @@ class Update:
     def portable_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(skeleton, tensors) by parameter name, whatever the path; tensors may be views of live memory."""
         tensors: dict[str, Tensor] = {}
-        skeleton: dict[str, Any] = {}
+        states: dict[str, Any] = {}
         for name, state in self._per_parameter():
-            skeleton[name] = {key: values.pack(f"{name}.{key}", value, tensors) for key, value in state.items()}
-        return skeleton, tensors
+            states[name] = {key: values.pack(f"{name}.{key}", value, tensors) for key, value in state.items()}
+        return {_REBUILT: self._rebuilt, _STATES: states}, tensors
 
     def _per_parameter(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for flat in self._flats:
             arena = flat.arena
             if self.path is Path.FLAT:
-                states = _split(arena, flat.state(self.optimizer.state))
+                states = split_state(arena, flat.state(self.optimizer.state))
             else:
                 states = [self.optimizer.state.get(parameter, {}) for parameter in arena.tensors]
             for member, state in zip(arena.members, states, strict=True):
@@ -228,14 +362,15 @@ class Update:
 
     def put_portable_state(self, skeleton: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Replaces the optimizer's state by what `portable_state` gave; the path follows if it must."""
-        states = {n: {k: values.unpack(s, tensors) for k, s in state.items()} for n, state in skeleton.items()}
+        self._become(skeleton[_REBUILT])
+        states = {n: {k: values.unpack(s, tensors) for k, s in state.items()} for n, state in skeleton[_STATES].items()}
         for arena in self.arenas:
-            if self.path is Path.FLAT and not _joinable([states.get(m.name, {}) for m in arena.members]):
+            if self.path is Path.FLAT and not joinable([states.get(m.name, {}) for m in arena.members]):
                 self.fall_back("a restored state differs between parameters")
         for flat in self._flats:
             parts = [states.get(member.name, {}) for member in flat.arena.members]
             if self.path is Path.FLAT:
-                flat.put_state(self.optimizer.state, _joined(flat.arena, parts))
+                flat.put_state(self.optimizer.state, joined_state(flat.arena, parts))
                 continue
             for parameter, part in zip(flat.arena.tensors, parts, strict=True):
                 _assign(self.optimizer.state, parameter, part or None)
@@ -281,45 +416,6 @@ def _squares(flat: Tensor) -> float:
 
 def _dense(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
-
-
-def _split(arena: Arena, state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A flat state by parameter: moments as views, everything else copied."""
-
-    def of(member: Member, key: str, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.clone() if key in SCALARS else member.view(value)
-
-    return [{key: of(member, key, value) for key, value in state.items()} for member in arena.members]
-
-
-def _joinable(parts: list[dict[str, Any]]) -> bool:
-    """Whether all parameters have the same keys and the same scalars, so that one flat state says it all."""
-    first = parts[0]
-    return all(
-        part.keys() == first.keys() and all(_agree(key, part[key], first[key]) for key in first) for part in parts[1:]
-    )
-
-
-def _agree(key: str, one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return key not in SCALARS or torch.equal(one, other)
-    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)
-
-
-def _joined(arena: Arena, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    joined: dict[str, Any] = {}
-    for key, first in parts[0].items():
-        if not isinstance(first, Tensor):
-            joined[key] = first
-        elif key in SCALARS:
-            joined[key] = first.clone()
-        else:
-            joined[key] = aligned_zeros(arena.buffer.numel(), dtype=first.dtype, device=arena.buffer.device)
-            for member, part in zip(arena.members, parts, strict=True):
-                member.view(joined[key]).copy_(part[key])
-    return joined
 
 
 def _assign(state: Any, parameter: Tensor, found: dict[str, Any] | None) -> None:

@@ -331,10 +331,3 @@ def test_not_finite_values_are_seen_and_an_overflowing_sum_is_not_taken_for_one(
     assert update.all_finite()
     next(update.gradients())[3] = float("inf")
     assert not update.all_finite()
-
-
-def test_learning_rate_factor_reaches_every_group():
-    model = net()
-    update = Update(model, SGD([{"params": [model.scale], "lr": 0.5}, {"params": [model.head.weight]}], lr=0.1))
-    update.set_learning_rate(0.1)
-    assert [group["lr"] for group in update.optimizer.param_groups] == pytest.approx([0.05, 0.01])
