@@ -1,6 +1,6 @@
 """Forks processes that take snapshots without pause, for tests that kill them at any instant.
 
-Reads one line per round from standard input (the next step to begin with), forks, answers with the child's pid.
+Arguments: directory, slots. Reads one line per round from standard input (the next step to begin with), forks, answers with the child's pid.
 Every tensor of the state of step n holds n everywhere, so a mixture of two states would show.
 """
 
@@ -22,8 +22,8 @@ def state(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def write_for_ever(directory: Path, step: int) -> None:
-    snapshots = Snapshots(directory, identity="kill")
+def write_for_ever(directory: Path, step: int, slots: int) -> None:
+    snapshots = Snapshots(directory, identity="kill", slots=slots)
     while True:
         snapshots.promote(before_step=step)
         snapshots.capture(
@@ -33,12 +33,12 @@ def write_for_ever(directory: Path, step: int) -> None:
 
 
 def main() -> None:
-    directory = Path(sys.argv[1])
+    directory, slots = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            write_for_ever(directory, int(line))
+            write_for_ever(directory, int(line), slots)
         print(child, flush=True)
         os.waitpid(child, 0)
         print("dead", flush=True)

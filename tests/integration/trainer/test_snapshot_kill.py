@@ -13,13 +13,16 @@ from esper_runtime.tolaria.snapshot import Snapshots
 
 from tests.support.waiting import until_sync
 
-KILLS = 60
+KILLS = 40
+"""Per number of slots."""
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_after_every_kill_a_whole_good_snapshot_is_there(tmp_path: Path):
+@pytest.mark.row("T17")
+@pytest.mark.parametrize("slots", [2, 3, 6])
+def test_after_every_kill_a_whole_good_snapshot_is_there(tmp_path: Path, slots: int):
     writer = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.snapshot_writer", str(tmp_path)],
+        [sys.executable, "-m", "tests.support.snapshot_writer", str(tmp_path), str(slots)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -38,7 +41,7 @@ def test_after_every_kill_a_whole_good_snapshot_is_there(tmp_path: Path):
             os.kill(child, signal.SIGKILL)
             assert writer.stdout.readline() == "dead\n"
             newest, whole = check(tmp_path, at_least=moved - 1)
-            torn += whole < 2
+            torn += newest > slots and whole < slots
     finally:
         writer.kill()
         writer.communicate()

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from esper_leyline.exitcodes import ExitCode
+from esper_leyline.phases import RollbackTier
 from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import Rollback
+from esper_leyline.v1 import common_pb2
 from esper_leyline.v1 import report_pb2 as pb
 
 from esper_runtime.checkpoint.wal import Kind
@@ -18,10 +20,15 @@ from esper_runtime.tolaria.data import Position
 from esper_runtime.tolaria.durable import Checkpoints
 from esper_runtime.tolaria.facts import Facts
 from esper_runtime.tolaria.judge import Call, Verdict
-from esper_runtime.tolaria.memory import Memory
+from esper_runtime.tolaria.memory import Memory, Unsound
+from esper_runtime.tolaria.metrics import Metrics
 from esper_runtime.tolaria.outcome import Outcome
+from esper_runtime.tolaria.restore import NotRestored, Restored, Tiers
+from esper_runtime.tolaria.stability import Stability
 from esper_runtime.tolaria.state import TrainState
 from esper_runtime.tolaria.telemetry import Events
+
+_TIERS = {RollbackTier.FAST: common_pb2.ROLLBACK_TIER_FAST, RollbackTier.FULL: common_pb2.ROLLBACK_TIER_FULL}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +59,9 @@ class Rollbacks:
         checkpoints: Checkpoints,
         facts: Facts,
         events: Events,
+        metrics: Metrics,
+        stability: Stability,
+        monotonic: Callable[[], float] = time.monotonic,
         on_rolled_back: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
@@ -59,6 +69,12 @@ class Rollbacks:
         self._checkpoints = checkpoints
         self._facts = facts
         self._events = events
+        self._metrics = metrics
+        self._stability = stability
+        self._monotonic = monotonic
+        self._tiers = Tiers(
+            memory=memory, checkpoints=checkpoints, facts=facts, events=events, metrics=metrics, monotonic=monotonic
+        )
         self._on_rolled_back = on_rolled_back
         self._suspects: list[Position] = []
         self._began_ns = 0
@@ -87,7 +103,29 @@ class Rollbacks:
             began_ns=self._began_ns,
             detected_ns=judged_ns,
         )
+        return self._act(state, trouble, verdict)
+
+    def unsound(self, state: TrainState, found: Unsound) -> Outcome | None:
+        """A state that was applied is not finite; an Outcome when training has to end."""
+        verdict = state.judge.unsound(state.step, found.message)
+        if verdict.call is not Call.BAD:
+            return None  # health.nonFiniteAction is Ignore: training goes on, without this snapshot
+        assert verdict.reason is not None
+        now_ns = time.monotonic_ns()
+        trouble = Trouble(
+            cause=verdict.reason,
+            message=found.message,
+            at_step=state.step,
+            first_suspect=min(found.first_suspect, verdict.first_suspect),
+            poisoned=found.batches,
+            began_ns=now_ns,
+            detected_ns=now_ns,
+        )
+        return self._act(state, trouble, verdict)
+
+    def _act(self, state: TrainState, trouble: Trouble, verdict: Verdict) -> Outcome | None:
         self._suspects.clear()
+        self._stability.anomaly(trouble.cause, trouble.message)
         if verdict.action == "Halt":
             return self._end(state, trouble, ExitCode.HALTED, trouble.cause, trouble.message)
         return self.roll_back(state, trouble)
@@ -101,48 +139,47 @@ class Rollbacks:
         self._events.notice(verdict.reason, f"{verdict.message}; the step was not applied", warning=True)
 
     def roll_back(self, state: TrainState, trouble: Trouble) -> Outcome | None:
-        """In place. An Outcome when the budget is used up or there is nothing to go back to."""
+        """In place. An Outcome when the budget is used up or there is nothing to go back to.
+
+        TornStateError when the live state is beyond use: the process must end, and a new one starts from memory or
+        volume.
+        """
+        began = self._monotonic()
         config = self.config
         used = self._facts.rollbacks_within(config.window_seconds)
         if used >= config.max_rollbacks:
             limit = f"rollback.maxRollbacks within {config.window_seconds} s of training"
             why = f"{used} rollbacks, {limit}; {trouble.message}"
-            return self._exhausted(state, trouble, why)
-        from_step = trouble.at_step
+            return self._exhausted(state, trouble, RunReason.ROLLBACKS_EXHAUSTED, why)
+        self._metrics.add("tolaria.rollbacks_initiated_total")
         self._events.transition(
             pb.RUNTIME_PHASE_ROLLING_BACK, reason=trouble.cause, message=trouble.message, step=state.step
         )
-        target = self._restore(state, trouble.first_suspect)
-        if target is None:
-            return self._exhausted(state, trouble, f"nothing to roll back to from step {from_step}: {trouble.message}")
-        self._remember(state, trouble, from_step, target)
-        self._on_rolled_back()
-        self._events.recovery(_recovery(trouble, from_step, target))
-        message = f"back at step {target}"
-        self._events.transition(pb.RUNTIME_PHASE_RUNNING, reason=RunReason.ROLLED_BACK, message=message, step=target)
+        restored = self._tiers.restore(
+            state, before_step=trouble.first_suspect, cause=trouble.cause, config=config, began=began
+        )
+        if isinstance(restored, NotRestored):
+            return self._nowhere_to_go(state, trouble, restored)
+        self._rolled_back(state, trouble, restored, began)
         return None
 
-    def _restore(self, state: TrainState, first_suspect: int) -> int | None:
-        """Step of the state now in place, by rollback.target; None when no source is valid."""
-        if self.config.target == "BeforeAnomaly":
-            step = self._memory.restore_good(state, before_step=first_suspect)
-            if step is not None:
-                return step
-        best = self.config.target == "Best"
-        checkpoints = self._checkpoints
-        load = checkpoints.load_best if best else checkpoints.load_newest
-        _, loaded = load(before_step=first_suspect)
-        if loaded is None and best:
-            _, loaded = checkpoints.load_newest(before_step=first_suspect)
-        if loaded is None:
-            return None if self.config.target == "BeforeAnomaly" else self._memory_instead(state, first_suspect)
-        state.restore_generation(loaded)
-        self._memory.start_again_at(state)
-        return loaded.step
+    def _rolled_back(self, state: TrainState, trouble: Trouble, restored: Restored, began: float) -> None:
+        step = restored.step
+        self._remember(state, trouble, trouble.at_step, step)
+        self._on_rolled_back()
+        self._metrics.add("tolaria.rollbacks_succeeded_total")
+        self._metrics.set("tolaria.rollback_duration_ms", (self._monotonic() - began) * 1e3)
+        self._events.recovery(_recovery(trouble, restored))
+        message = f"back at step {step}" + (", later than it should be" if restored.late else "")
+        self._stability.rolled_back(trouble.cause, message)
+        self._events.transition(pb.RUNTIME_PHASE_RUNNING, reason=RunReason.ROLLED_BACK, message=message, step=step)
 
-    def _memory_instead(self, state: TrainState, first_suspect: int) -> int | None:
-        """No checkpoint was saved yet: a good snapshot is as good a place to start from."""
-        return self._memory.restore_good(state, before_step=first_suspect)
+    def _nowhere_to_go(self, state: TrainState, trouble: Trouble, failed: NotRestored) -> Outcome:
+        if failed.nothing_there:
+            why = f"nothing to roll back to from step {trouble.at_step} ({failed}): {trouble.message}"
+            return self._exhausted(state, trouble, RunReason.ROLLBACKS_EXHAUSTED, why)
+        why = f"no state could be restored from step {trouble.at_step} ({failed}): {trouble.message}"
+        return self._exhausted(state, trouble, RunReason.RESTORE_FAILED, why)
 
     def _remember(self, state: TrainState, trouble: Trouble, from_step: int, to_step: int) -> None:
         self._facts.rolled_back(cause=trouble.cause, from_step=from_step, to_step=to_step)
@@ -160,32 +197,35 @@ class Rollbacks:
         message = f"learning rate times {factor:g} {why}: now {state.learning_rate_scale:g} of its schedule"
         self._events.notice(RunReason.LEARNING_RATE_SCALED, message)
 
-    def _exhausted(self, state: TrainState, trouble: Trouble, why: str) -> Outcome:
+    def _exhausted(self, state: TrainState, trouble: Trouble, reason: RunReason, why: str) -> Outcome:
         code = ExitCode.HALTED if self.config.on_exhausted == "Halt" else ExitCode.ROLLBACK_EXHAUSTED
-        return self._end(state, trouble, code, RunReason.ROLLBACKS_EXHAUSTED, why)
+        return self._end(state, trouble, code, reason, why)
 
     def _end(self, state: TrainState, trouble: Trouble, code: ExitCode, reason: RunReason, message: str) -> Outcome:
         """Leaves a checkpoint of the last good state behind, when memory has one that the volume has not."""
         halted = code is ExitCode.HALTED
+        if halted:
+            self._stability.halted(reason, message)
         phase = pb.RUNTIME_PHASE_HALTING if halted else pb.RUNTIME_PHASE_STOPPING
         self._events.transition(phase, reason=reason, message=message, step=state.step)
-        good = self._memory.restore_good(state, before_step=trouble.first_suspect)
+        _, good = self._memory.restore_good(state, before_step=trouble.first_suspect)
         saved = self._checkpoints.save_now(state) if good is not None else None
         if halted:
             self._events.transition(pb.RUNTIME_PHASE_HALTED, reason=reason, message=message, step=state.step)
         return Outcome(exit_code=code, reason=reason, message=message, saved_step=saved)
 
 
-def _recovery(trouble: Trouble, from_step: int, to_step: int) -> pb.Recovery:
+def _recovery(trouble: Trouble, restored: Restored) -> pb.Recovery:
     now_ns, now = time.monotonic_ns(), time.time_ns()
     recovery = pb.Recovery(
         kind=pb.RECOVERY_KIND_IN_PROCESS,
         cause=trouble.cause,
-        from_step=from_step,
-        to_step=to_step,
+        from_step=trouble.at_step,
+        to_step=restored.step,
         detect_ms=(trouble.detected_ns - trouble.began_ns) / 1e6,
         recover_ms=(now_ns - trouble.detected_ns) / 1e6,
         verified=True,
+        tier=_TIERS[restored.tier],
     )
     recovery.detected_time.FromNanoseconds(now - (now_ns - trouble.detected_ns))
     recovery.completed_time.FromNanoseconds(now)

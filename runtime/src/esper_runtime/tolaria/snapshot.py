@@ -1,80 +1,77 @@
-"""Memory snapshots: two slots in plain files of the memory volume, one of them valid at every instant.
+"""Memory snapshots: a ring of slots in the memory volume, of which whole and sound ones exist at every instant.
 
-They survive the death of the trainer, not of the pod. A slot is sealed by storing its generation in one aligned word
-after everything else is written, and unsealed the same way before anything is overwritten, so a kill at any
-instruction leaves the other slot whole. What is sealed is still believed only when its digest matches. A new snapshot
-is a candidate; it becomes good, and so a target of rollback, when a later step has shown that its weights are sound.
+They survive the death of the trainer, not of the pod. A new snapshot is a candidate; it becomes good, and so a target
+of rollback, when a later step has shown that its weights are sound. ring.py says which slot a new one replaces.
 
-File: 128 bytes of header words, then layout and meta as JSON, then tensors at multiples of 64 bytes.
+All slots together stay within a strict cap: as many as fit, at least two, or none at all. Their memory is allocated
+and touched as soon as the state's size is known, and again only when the state grows.
 """
 
-import json
-import mmap
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-import xxhash
 from esper_leyline import paths
 from torch import Tensor
 
-MAGIC: Final = int.from_bytes(b"ESPSNAP1", "little")
-CHUNK_BYTES: Final = 256 * 1024
-"""Copied and hashed piece by piece, so that the hash reads from the cache."""
-_ALIGN: Final = 64
-_PAGE: Final = 4096
-_META_BYTES: Final = 64 * 1024
-_HEADER_WORDS: Final = 16
-_HEADER_BYTES: Final = 8 * _HEADER_WORDS
-# Header words.
-_W_MAGIC, _W_GENERATION, _W_GOOD, _W_STEP, _W_LAYOUT, _W_META, _W_PAYLOAD, _W_START = range(8)
-_W_DIGEST_LOW, _W_DIGEST_HIGH, _W_CHECK = 8, 9, 10
-SLOTS: Final = 2
+from esper_runtime.tolaria import ring
+from esper_runtime.tolaria.ring import Held
+from esper_runtime.tolaria.slot import Content, Plan, Ranges, Slot, SnapshotError, encoded, plan_of
 
+MAX_SLOTS: Final = 16
+RESERVE_SHARE: Final = 16
+"""One part in so many of the memory volume is left to others (worker processes of a data loader), or RESERVE_BYTES."""
+RESERVE_BYTES: Final = 64 * 1024 * 1024
+MAX_HEAD_BYTES: Final = 16 * 1024 * 1024
+log = logging.getLogger(__name__)
 
-class SnapshotError(Exception):
-    """The memory volume cannot hold the snapshots; the message says how much is needed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Held:
-    """A sealed slot, as its header tells."""
-
-    slot: int
-    generation: int
-    step: int
-    good: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Content:
-    """What a slot holds. `tensors` are views of its memory: copy them before the next capture."""
-
-    step: int
-    meta: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    blobs: Mapping[str, bytes]
+__all__ = ["Content", "Held", "SnapshotError", "Snapshots"]
 
 
 class Snapshots:
-    """The two slots of one trainer process. `identity` tells whose state it is; others' slots are not seen."""
+    """The slots of one trainer process. `identity` tells whose state it is; others' slots are not restored.
 
-    def __init__(self, directory: Path, *, identity: str, rank: int = 0) -> None:
-        self._files = [_File(directory / f"{paths.SNAPSHOT_PREFIX}.{rank}.{slot}") for slot in range(SLOTS)]
+    `max_bytes` 0: what the memory volume offers. Opening changes nothing on the volume.
+    """
+
+    def __init__(self, directory: Path, *, identity: str, rank: int = 0, slots: int = 3, max_bytes: int = 0) -> None:
+        self._directory = directory
+        self._prefix = f"{paths.SNAPSHOT_PREFIX}.{rank}"
         self._identity = identity
-        self._generation = max((file.generation for file in self._files), default=0)
+        self._limits = (slots, max_bytes)
+        found = (Slot(self._path(number), number) for number in range(MAX_SLOTS))
+        self._slots = {slot.number: slot for slot in found if slot.size}
+        self._generation = max((slot.generation for slot in self._slots.values()), default=0)
+        self._plan: Plan | None = None
+        self._key: tuple[Any, ...] = ()
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{self._prefix}.{number}"
 
     @property
     def size_bytes(self) -> int:
-        return sum(file.size for file in self._files)
+        """Of all slots together."""
+        return sum(slot.size for slot in self._slots.values())
+
+    @property
+    def count(self) -> int:
+        """Slots that have memory."""
+        return len(self._slots)
+
+    def limit(self, *, slots: int, max_bytes: int) -> None:
+        """New limits, from the next capture on."""
+        if (slots, max_bytes) != self._limits:
+            self._limits = (slots, max_bytes)
+            self._key = ()
 
     def held(self) -> list[Held]:
         """Sealed slots, newest first. Nothing is verified here."""
-        found = [held for slot, file in enumerate(self._files) if (held := file.held(slot)) is not None]
+        found = [held for slot in self._slots.values() if (held := slot.held()) is not None]
         return sorted(found, key=lambda held: -held.generation)
+
+    # Taking
 
     def capture(
         self,
@@ -84,309 +81,137 @@ class Snapshots:
         blobs: Mapping[str, bytes],
         meta: Mapping[str, Any],
         good: bool,
-    ) -> None:
-        """Copies a state into the slot that matters less: an unsealed one, a candidate, or the older good one.
+        exempt: Mapping[str, Ranges] | None = None,
+    ) -> list[str]:
+        """Copies a state into the slot that matters least, and seals it if all of it is finite.
 
-        SnapshotError when the volume cannot hold it; the other slot is intact then.
+        Gives the names of tensors that are not finite: nothing was published then. `exempt` are elements by tensor
+        that may be anything. SnapshotError when the volume cannot hold two such states: then no slot is left.
         """
-        file = self._files[self._victim()]
+        head = encoded(meta, blobs)
+        plan = self._planned(tensors, sum(map(len, head)), exempt)
+        slot = self._free_slot(step)
         self._generation += 1
-        file.write(self._identity, self._generation, step, tensors, blobs, meta, good=good)
+        return slot.write(plan, head, generation=self._generation, step=step, good=good)
 
-    def _victim(self) -> int:
-        def worth(slot: int) -> tuple[bool, bool, int]:
-            held = self._files[slot].held(slot)
-            return (held is not None, held is not None and held.good, held.generation if held else 0)
+    def _free_slot(self, step: int) -> Slot:
+        held = self.held()
+        if len(held) == len(self._slots):
+            return self._slots[ring.victim(held, step=step).slot]
+        sealed = {snapshot.slot for snapshot in held}
+        return next(slot for number, slot in self._slots.items() if number not in sealed)
 
-        return min(range(SLOTS), key=worth)
+    def _planned(self, tensors: Mapping[str, Tensor], head_bytes: int, exempt: Mapping[str, Ranges] | None) -> Plan:
+        """Costs something only when the set of tensors has changed."""
+        where = tuple((name, tensor.data_ptr(), tensor.nbytes) for name, tensor in tensors.items())
+        key = (where, exempt or {})
+        plan = self._plan
+        if plan is not None and key == self._key and head_bytes <= plan.head_bytes:
+            return plan
+        if head_bytes > MAX_HEAD_BYTES:
+            raise SnapshotError(f"the state's description has {head_bytes} bytes; at most {MAX_HEAD_BYTES}")
+        plan = plan_of(self._identity, tensors, head_bytes=head_bytes, exempt=exempt)
+        self._fit(plan.slot_bytes)
+        self._plan, self._key = plan, key
+        return plan
+
+    # The cap
+
+    def _fit(self, slot_bytes: int) -> None:
+        """Makes slots of this size: as many as limits and volume allow. Keeps what matters most of what is held."""
+        wanted, _ = self._limits
+        slot_bytes = max([slot_bytes, *(slot.size for slot in self._slots.values())])
+        cap = self._cap()
+        count = ring.slots_within(cap, slot_bytes=slot_bytes, wanted=wanted)
+        while len(self._slots) > count:
+            self._drop_least()
+        spare = (number for number in range(MAX_SLOTS) if number not in self._slots)
+        for number in list(spare)[: count - len(self._slots)]:
+            self._slots[number] = Slot(self._path(number), number)
+        refusal = self._reserve(slot_bytes)
+        if len(self._slots) < 2:
+            self.release()
+            raise SnapshotError(
+                f"two snapshots of {_mib(slot_bytes)} do not fit into {self._directory}, which offers {_mib(cap)}"
+                f"{refusal and f' ({refusal})'}; raise spec.runtime.sharedMemorySize, or checkpoint.memory.maxBytes "
+                "where it is set"
+            )
+        if len(self._slots) < wanted:
+            log.warning(
+                "%d snapshots of %s instead of %d: %s", len(self._slots), _mib(slot_bytes), wanted, refusal or "cap"
+            )
+
+    def _cap(self) -> int:
+        """Bytes for all slots together."""
+        volume = os.statvfs(self._directory)
+        reserve = min(RESERVE_BYTES, volume.f_blocks * volume.f_frsize // RESERVE_SHARE)
+        offered = max(0, volume.f_bavail * volume.f_frsize + self.size_bytes - reserve)
+        _, max_bytes = self._limits
+        return min(max_bytes, offered) if max_bytes else offered
+
+    def _reserve(self, slot_bytes: int) -> str:
+        """Gives every slot its memory, or drops slots until it can. Why some were dropped."""
+        refusal = ""
+        while waiting := [slot for slot in self._slots.values() if slot.size < slot_bytes]:
+            # What is held first: a slot that cannot grow makes an empty one give way.
+            slot = max(waiting, key=lambda slot: slot.size)
+            try:
+                slot.reserve(slot_bytes)
+            except OSError as error:
+                refusal = error.strerror or str(error)
+                self._drop_least()
+        return refusal
+
+    def _drop_least(self) -> None:
+        """An empty slot, or that of the snapshot that matters least."""
+        held = self.held()
+        sealed = {snapshot.slot for snapshot in held}
+        empty = [number for number in self._slots if number not in sealed]
+        number = empty[-1] if empty else ring.victim(held, step=held[0].step).slot
+        self._slots.pop(number).remove()
+
+    def release(self) -> None:
+        """Gives all memory back; nothing is held any more."""
+        for slot in self._slots.values():
+            slot.remove()
+        self._slots.clear()
+        self._plan, self._key = None, ()
+
+    # Judging
 
     def promote(self, *, before_step: int) -> None:
         """Candidates taken at a step below `before_step` are good from now on."""
-        for file in self._files:
-            file.promote(before_step)
+        for slot in self._slots.values():
+            slot.promote(before_step)
 
     def discard(self, held: Held) -> None:
-        """Forgets one slot."""
-        self._files[held.slot].unseal()
+        """Forgets one snapshot."""
+        self._slots[held.slot].unseal()
 
     def discard_after(self, step: int) -> None:
-        """Forgets all slots with a step above `step`."""
+        """Forgets all snapshots of a step above `step`."""
         for held in self.held():
             if held.step > step:
                 self.discard(held)
 
-    def restore(self, held: Held, into: Mapping[str, Tensor]) -> Content | None:
-        """Copies the slot's tensors into live ones of the same name and size while verifying; None if it is no good.
+    # Going back
 
-        When None comes back, live tensors may be half overwritten: use another source. Tensors without a live
-        counterpart are given out as views.
+    def restore(self, held: Held, into: Mapping[str, Tensor], *, verify_first: bool = False) -> Content | None:
+        """Copies the slot's tensors into live ones of the same name and size; None if it does not verify.
+
+        Verifies on the way, which is one pass less over memory: when None comes back, live tensors may be half
+        overwritten, and must come from another source. With `verify_first` they are untouched then. Tensors without a
+        live counterpart are given out as views.
         """
-        return self._files[held.slot].read(self._identity, into)
+        return self._slots[held.slot].read(self._identity, into, verify_first=verify_first)
 
     def close(self) -> None:
-        for file in self._files:
-            file.close()
+        """Lets go of the memory; what it holds stays for the next process."""
+        for slot in self._slots.values():
+            slot.close()
+        self._slots.clear()
+        self._plan, self._key = None, ()
 
 
-class _File:
-    """One slot's file. Grows when a state does; never shrinks."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._map: mmap.mmap | None = None
-        self._bytes = memoryview(b"")
-        self._words = memoryview(bytes(_HEADER_BYTES)).cast("Q")
-        self._layout_key: tuple[Any, ...] = ()
-        self._sources: list[tuple[int, int, memoryview | Tensor]] = []
-        self._blob_places: dict[str, tuple[int, int]] = {}
-        if path.exists() and path.stat().st_size >= _HEADER_BYTES:
-            self._open(path.stat().st_size)
-
-    # Header
-
-    @property
-    def generation(self) -> int:
-        return self._words[_W_GENERATION]
-
-    def held(self, slot: int) -> Held | None:
-        words = self._words
-        if words[_W_MAGIC] != MAGIC or not words[_W_GENERATION]:
-            return None
-        return Held(slot=slot, generation=words[_W_GENERATION], step=words[_W_STEP], good=bool(words[_W_GOOD]))
-
-    def promote(self, before_step: int) -> None:
-        words = self._words
-        if words[_W_GENERATION] and not words[_W_GOOD] and words[_W_STEP] < before_step:
-            words[_W_GOOD] = 1
-
-    def unseal(self) -> None:
-        if self._map is not None:
-            self._words[_W_GENERATION] = 0
-
-    # Writing
-
-    def write(
-        self,
-        identity: str,
-        generation: int,
-        step: int,
-        tensors: Mapping[str, Tensor],
-        blobs: Mapping[str, bytes],
-        meta: Mapping[str, Any],
-        *,
-        good: bool,
-    ) -> None:
-        self.unseal()
-        self._arrange(identity, tensors, blobs)
-        words = self._words
-        encoded = json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
-        if len(encoded) > _META_BYTES:
-            raise SnapshotError(f"the state's description has {len(encoded)} bytes; at most {_META_BYTES}")
-        layout_end = _HEADER_BYTES + words[_W_LAYOUT]
-        self._bytes[layout_end : layout_end + len(encoded)] = encoded
-        words[_W_META] = len(encoded)
-        words[_W_STEP] = step
-        words[_W_GOOD] = int(good)
-        for name, blob in blobs.items():
-            start, size = self._blob_places[name]
-            self._bytes[start : start + size] = blob
-        digest = self._copy_in(layout_end + len(encoded)).intdigest()
-        words[_W_DIGEST_LOW], words[_W_DIGEST_HIGH] = digest & (2**64 - 1), digest >> 64
-        words[_W_CHECK] = self._header_check()
-        words[_W_GENERATION] = generation
-
-    def _copy_in(self, head_end: int) -> "xxhash.xxh3_128":
-        """Copies all tensors, hashing on the way: layout and meta, then tensors and blobs in order of place."""
-        digest = xxhash.xxh3_128(self._bytes[_HEADER_BYTES:head_end])
-        target = self._bytes
-        for start, size, source in self._sources:
-            if isinstance(source, memoryview):
-                for begin in range(0, size, CHUNK_BYTES):
-                    end = min(begin + CHUNK_BYTES, size)
-                    piece = target[start + begin : start + end]
-                    piece[:] = source[begin:end]
-                    digest.update(piece)
-            else:
-                torch.frombuffer(target, dtype=torch.uint8, count=size, offset=start).copy_(source)
-                digest.update(target[start : start + size])
-        for start, size in self._blob_places.values():
-            digest.update(target[start : start + size])
-        return digest
-
-    def _arrange(self, identity: str, tensors: Mapping[str, Tensor], blobs: Mapping[str, bytes]) -> None:
-        """Decides where everything lies. Costs something only when the set of tensors has changed."""
-        key = (
-            identity,
-            *((name, tensor.data_ptr(), tensor.nbytes) for name, tensor in tensors.items()),
-            *((name, len(blob)) for name, blob in blobs.items()),
-        )
-        if key == self._layout_key and self._map is not None:
-            return
-        entries, places, end = _layout(tensors, blobs)
-        layout = json.dumps({"identity": identity, "entries": entries}, separators=(",", ":")).encode()
-        shift = -(-(_HEADER_BYTES + len(layout) + _META_BYTES) // _PAGE) * _PAGE
-        self._reserve(shift + end)
-        self._bytes[_HEADER_BYTES : _HEADER_BYTES + len(layout)] = layout
-        words = self._words
-        words[_W_MAGIC], words[_W_LAYOUT], words[_W_PAYLOAD], words[_W_START] = MAGIC, len(layout), end, shift
-        self._sources = [
-            (shift + places[name][0], tensor.nbytes, _source(tensor))
-            for name, tensor in tensors.items()
-            if tensor.nbytes
-        ]
-        self._blob_places = {name: (shift + places[name][0], places[name][1]) for name in blobs}
-        self._layout_key = key
-
-    def _reserve(self, size: int) -> None:
-        if size <= self.size:
-            return
-        self._layout_key = ()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            raise SnapshotError(
-                f"a snapshot needs {SLOTS} x {size >> 20} MiB in {self.path.parent}: {error.strerror}; "
-                "raise spec.runtime.sharedMemorySize"
-            ) from error
-        finally:
-            os.close(descriptor)
-        self._open(size)
-
-    def _open(self, size: int) -> None:
-        self.close()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            # Populated now: the first touch of shared memory costs 20 times a copy.
-            self._map = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        finally:
-            os.close(descriptor)
-        self._bytes = memoryview(self._map)
-        self._words = self._bytes[:_HEADER_BYTES].cast("Q")
-        self.size = size
-
-    def close(self) -> None:
-        self._sources = []
-        self._layout_key = ()
-        self._words = memoryview(bytes(_HEADER_BYTES)).cast("Q")
-        self._bytes = memoryview(b"")
-        self._map = None  # unmapped when the last view of it is gone
-
-    # Reading
-
-    def read(self, identity: str, into: Mapping[str, Tensor]) -> Content | None:
-        words = self._words
-        head_end = _HEADER_BYTES + words[_W_LAYOUT] + words[_W_META]
-        fits = head_end <= words[_W_START] and words[_W_START] + words[_W_PAYLOAD] <= self.size
-        if words[_W_CHECK] != self._header_check() or not fits:
-            return None
-        head = self._bytes[_HEADER_BYTES:head_end]
-        try:
-            layout = json.loads(bytes(head[: words[_W_LAYOUT]]))
-            meta = json.loads(bytes(head[words[_W_LAYOUT] :]))
-        except ValueError:
-            return None
-        if layout["identity"] != identity:
-            return None
-        digest = xxhash.xxh3_128(head)
-        tensors, blobs = self._copy_out(layout["entries"], into, digest)
-        want = words[_W_DIGEST_LOW] | (words[_W_DIGEST_HIGH] << 64)
-        if digest.intdigest() != want:
-            return None
-        return Content(step=words[_W_STEP], meta=meta, tensors=tensors, blobs=blobs)
-
-    def _copy_out(
-        self, entries: Sequence[Mapping[str, Any]], into: Mapping[str, Tensor], digest: "xxhash.xxh3_128"
-    ) -> tuple[dict[str, Tensor], dict[str, bytes]]:
-        tensors: dict[str, Tensor] = {}
-        blobs: dict[str, bytes] = {}
-        base = self._words[_W_START]
-        for entry in entries:
-            name, start, size = entry["name"], base + entry["offset"], entry["size"]
-            stored = self._bytes[start : start + size]
-            if entry.get("dtype") is None:
-                digest.update(stored)
-                blobs[name] = bytes(stored)
-                continue
-            live = into.get(name)
-            if live is not None and size and _description(live).items() <= entry.items():
-                _copy_hashed(stored, live, digest)
-                tensors[name] = live
-            else:
-                digest.update(stored)
-                tensors[name] = _as_tensor(self._bytes, start, entry)
-        return tensors, blobs
-
-    def _header_check(self) -> int:
-        """Over everything in the header that does not change after sealing."""
-        return xxhash.xxh3_64_intdigest(self._bytes[8 * _W_STEP : 8 * _W_CHECK])
-
-
-def _layout(
-    tensors: Mapping[str, Tensor], blobs: Mapping[str, bytes]
-) -> tuple[list[dict[str, Any]], dict[str, tuple[int, int]], int]:
-    """(entries, name -> (offset, size), end of the payload)."""
-    entries: list[dict[str, Any]] = []
-    places: dict[str, tuple[int, int]] = {}
-    end = 0
-    sized: Iterable[tuple[str, int, dict[str, Any]]] = (
-        *((n, t.nbytes, _description(t)) for n, t in tensors.items()),
-        *((n, len(b), {}) for n, b in blobs.items()),
-    )
-    for name, size, more in sized:
-        entries.append({"name": name, "offset": end, "size": size, **more})
-        places[name] = (end, size)
-        end += -(-size // _ALIGN) * _ALIGN
-    return entries, places, end
-
-
-def _description(tensor: Tensor) -> dict[str, Any]:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return {"dtype": dtype, "shape": list(tensor.shape), "stride": list(tensor.stride())}
-
-
-def flat_bytes(tensor: Tensor) -> Tensor | None:
-    """The tensor's memory as bytes in memory order; None when it has gaps."""
-    flat = tensor.detach()
-    if flat.is_contiguous():
-        return flat.reshape(-1).view(torch.uint8)
-    dense = flat.untyped_storage().nbytes() >= flat.nbytes and _is_dense(flat)
-    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8) if dense else None
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    expected = 1
-    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if length != 1 and stride != expected:
-            return False
-        expected *= length
-    return True
-
-
-def _source(tensor: Tensor) -> memoryview | Tensor:
-    flat = flat_bytes(tensor)
-    if flat is None:
-        raise SnapshotError(f"a state tensor of shape {tuple(tensor.shape)}, strides {tensor.stride()} has gaps")
-    array: Any = flat.numpy() if flat.device.type == "cpu" else None
-    return flat if array is None else memoryview(array)
-
-
-def _copy_hashed(stored: memoryview, live: Tensor, digest: "xxhash.xxh3_128") -> None:
-    target = _source(live)
-    if isinstance(target, memoryview):
-        for begin in range(0, len(stored), CHUNK_BYTES):
-            piece = stored[begin : begin + CHUNK_BYTES]
-            digest.update(piece)
-            target[begin : begin + len(piece)] = piece
-    else:
-        digest.update(stored)
-        target.copy_(torch.frombuffer(stored, dtype=torch.uint8))
-
-
-def _as_tensor(raw: memoryview, start: int, entry: Mapping[str, Any]) -> Tensor:
-    dtype = getattr(torch, entry["dtype"])
-    if not entry["size"]:
-        return torch.empty(entry["shape"], dtype=dtype)
-    flat = torch.frombuffer(raw, dtype=torch.uint8, count=entry["size"], offset=start).view(dtype)
-    return flat.as_strided(entry["shape"], entry["stride"], flat.storage_offset())
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

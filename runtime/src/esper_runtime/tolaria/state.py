@@ -6,7 +6,7 @@ and skipped batches are no part of it: they are facts of the run, kept in its lo
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,14 +15,20 @@ from esper_leyline import pages
 from torch import Tensor, nn
 
 from esper_runtime.checkpoint import GenerationData, LoadedGeneration
-from esper_runtime.tolaria import rng
+from esper_runtime.tolaria import rng, soundness
 from esper_runtime.tolaria.arena import Arena, arenas_of
-from esper_runtime.tolaria.data import Loader, Position
+from esper_runtime.tolaria.data import AnyLoader, Position
 from esper_runtime.tolaria.judge import Judge
 from esper_runtime.tolaria.update import Path, Update
 
 _JUDGE = "judge"
 _RNG = "rng."
+
+
+Release = Callable[[], None]
+"""Gives the memory of a copy back."""
+Copy = Callable[[Mapping[str, Mapping[str, Tensor]]], tuple[Mapping[str, Mapping[str, Tensor]], Release]]
+"""Copies tensors, by file stem and name, to the CPU."""
 
 
 class StateMismatchError(ValueError):
@@ -79,7 +85,7 @@ class TrainState:
 
     model: nn.Module
     update: Update
-    loader: Loader
+    loader: AnyLoader
     judge: Judge
     clock: RunClock = field(default_factory=RunClock)
     run_uid: str = ""
@@ -99,8 +105,11 @@ class TrainState:
         return self.loader.position.epoch
 
     def total_steps(self, epochs: int) -> int:
-        """Steps that a training of so many epochs will have made when it is done: a skipped batch is no step."""
-        return self.step + self.loader.remaining(epochs)
+        """Steps that a training of so many epochs will have made when it is done: a skipped batch is no step.
+
+        0 while nobody knows how long an epoch is.
+        """
+        return self.step + self.loader.remaining(epochs) if self.loader.batches_per_epoch else 0
 
     @property
     def layout(self) -> str:
@@ -117,12 +126,21 @@ class TrainState:
         frozen = [(name, p) for name, p in self.model.named_parameters() if id(p) not in trained]
         return arenas_of("buffers", [*frozen, *self.model.named_buffers()])
 
+    def parameters_changed(self) -> None:
+        """The set of trained parameters is another one: what is not trained goes with the buffers."""
+        self._buffers = self._bind_buffers()
+
     def rebind(self) -> None:
         """Takes up buffers that user code has replaced instead of changed."""
         bound = {id(tensor) for arena in self._buffers for tensor in arena.tensors}
         replaced = any(id(buffer) not in bound for buffer in self.model.buffers())
         if replaced or not all(arena.is_bound() for arena in self._buffers):
             self._buffers = self._bind_buffers()
+
+    @property
+    def buffer_arenas(self) -> tuple[Arena, ...]:
+        """The memory of buffers and frozen parameters."""
+        return self._buffers
 
     # Memory form
 
@@ -134,6 +152,24 @@ class TrainState:
         blobs[_JUDGE] = self.judge.capture()
         meta = {**self._facts(), "path": self.update.path, "optimizer": skeleton}
         return {**self._arena_tensors(), **moments}, blobs, meta
+
+    def culprits(self, tensors: Iterable[str]) -> list[str]:
+        """What is not finite in these tensors of `live`, by the model's own names."""
+        arenas = {arena.name: arena for arena in (*self.update.arenas, *self._buffers)}
+        moments = self.update.live_state()[1]
+        found: list[str] = []
+        for name in tensors:
+            if name in arenas:
+                found += soundness.culprits([arenas[name]])
+                continue
+            of = next((arena for arena in arenas.values() if name.startswith(f"optimizer.{arena.name}.")), None)
+            moment = moments[name]
+            if of is None or moment.numel() != of.buffer.numel():
+                found.append(name.removeprefix("optimizer."))
+            else:
+                kind = name.rpartition(".")[2]
+                found += [f"{kind} of {member}" for member in soundness.culprits([of], moment)]
+        return found
 
     def restore_targets(self) -> dict[str, Tensor]:
         """Live tensors by the names that `live` uses."""
@@ -153,16 +189,19 @@ class TrainState:
 
     # Durable form
 
-    def generation(self, metrics: Mapping[str, float]) -> GenerationData:
-        """A copy on the CPU, by the model's own names."""
+    def generation(self, metrics: Mapping[str, float], *, copy: Copy | None = None) -> GenerationData:
+        """A copy on the CPU, by the model's own names; made by `copy`, else in fresh memory."""
         self.rebind()
         skeleton, moments = self.update.portable_state()
         aux = {f"{_RNG}{name}": _tensor(state) for name, state in rng.capture().items()}
         aux[_JUDGE] = _tensor(self.judge.capture())
+        copied, release = (copy or _fresh)({"model": self._model_tensors(), "optimizer": moments, "aux": aux})
         return GenerationData(
             epoch=self.epoch,
             step=self.step,
-            tensors={"model": _copies(self._model_tensors()), "optimizer": _copies(moments), "aux": aux},
+            tensors=copied,
+            suspect=self.judge.suspicious,
+            release=release,
             state={**self._facts(), "path": self.update.path, "optimizer": skeleton, "run": self.run_uid},
             metrics=metrics,
         )
@@ -236,6 +275,10 @@ def export_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _fresh(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[Mapping[str, Mapping[str, Tensor]], Release]:
+    return {stem: _copies(part) for stem, part in tensors.items()}, lambda: None
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
