@@ -7,6 +7,7 @@ batches taken since; batches read ahead of their step are not among them, so non
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from esper_runtime.tolaria import plainjson, rng
 from esper_runtime.tolaria.data import AnyLoader, Position, batch_length, mixed, moved
 from esper_runtime.tolaria.prefetch import Meter, Stage
-from esper_runtime.tolaria.workers import START_METHOD
+from esper_runtime.tolaria.workers import worker_context
 from esper_runtime.workload import Batch
 
 MAX_STATE_BYTES = 32 * 1024
@@ -51,12 +52,7 @@ class Reader:
         states = rng.capture()
         if hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(number)
-        self._loader = StatefulDataLoader(
-            self._dataset,
-            multiprocessing_context=START_METHOD if self._workers else None,
-            generator=torch.Generator().manual_seed(mixed(self._seed, number)),
-            **self._options,
-        )
+        self._loader = self._new_loader(number)
         if base is not None:
             self._loader.load_state_dict(base)
         self.number, self.finished = number, False
@@ -65,6 +61,16 @@ class Reader:
         for _ in range(drop):
             next(self)
         rng.restore(states)
+
+    def _new_loader(self, number: int) -> "StatefulDataLoader[Any]":
+        with warnings.catch_warnings():  # torchdata 0.11 calls what torch 2.13 has deprecated
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+            return StatefulDataLoader(
+                self._dataset,
+                multiprocessing_context=worker_context() if self._workers else None,
+                generator=torch.Generator().manual_seed(mixed(self._seed, number)),
+                **self._options,
+            )
 
     def _note(self) -> None:
         assert self._loader is not None

@@ -4,7 +4,10 @@ Whatever is random in reading a batch is drawn from a seed of its own, made of (
 function of its position: the same for any number of workers, after a resume, and when it is read a second time.
 """
 
+import multiprocessing
+import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pickle import PicklingError  # what multiprocessing raises; nothing here pickles
 from typing import Any
 
@@ -15,8 +18,15 @@ from esper_runtime.tolaria import rng
 from esper_runtime.tolaria.data import Fetch, Loader, Position, mapped, mixed, moved
 from esper_runtime.workload import Batch, Data
 
-START_METHOD = "forkserver"
-"""Never fork: this process holds gRPC channels and pinned buffers that a child must not inherit."""
+_PRELOADED = ["torch.utils.data", "torchdata.stateful_dataloader", "esper_runtime.tolaria.data"]
+
+
+def worker_context() -> BaseContext:
+    """How workers are started: never by fork of this process, whose gRPC channels and pinned buffers a child must not
+    inherit, but by a server that was started afresh and has torch imported, so that a worker is there at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 class Seeded(Dataset[tuple[Position, Batch]]):
@@ -60,7 +70,7 @@ class Workers:
             batch_size=None,
             sampler=self._requests,
             num_workers=workers,
-            multiprocessing_context=START_METHOD,
+            multiprocessing_context=worker_context(),
             persistent_workers=True,
             pin_memory=pin_memory,
             collate_fn=_as_it_is,
@@ -79,7 +89,9 @@ class Workers:
     def _jump(self, key: Position) -> tuple[Position, Batch]:
         self._requests.begin = key
         try:
-            self._iterator = iter(self._batches)
+            with warnings.catch_warnings():  # torch advises to fork then
+                warnings.filterwarnings("ignore", message="Got pickle error")
+                self._iterator = iter(self._batches)
         except (AttributeError, TypeError, PicklingError) as error:
             raise TypeError(
                 "Workload.num_workers: the training dataset and collate must be importable by a new process "
