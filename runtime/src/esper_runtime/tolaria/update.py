@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from esper_runtime.tolaria import values
 from esper_runtime.tolaria.arena import Arena, arenas_of
 from esper_runtime.tolaria.flat import PIECE_ELEMENTS, Flat, joinable, joined_state, small_first, split_state
-from esper_runtime.tolaria.groups import Group, Options, register, require_new, unsplit
+from esper_runtime.tolaria.groups import Group, Options, register, require_new, split, unsplit
 from esper_runtime.tolaria.optimizers import (
     ELEMENTWISE,
     Carried,
@@ -31,6 +31,7 @@ from esper_runtime.tolaria.optimizers import (
     make,
     recreate,
 )
+from esper_runtime.workload import Workload
 
 _REBUILT, _STATES = "rebuilt", "states"
 """Of a saved state: the optimizer's description when it is not the workload's own, and its state by name."""
@@ -374,6 +375,18 @@ class Update:
                 continue
             for parameter, part in zip(flat.arena.tensors, parts, strict=True):
                 _assign(self.optimizer.state, parameter, part or None)
+
+
+def update_of(workload: Workload, model: nn.Module) -> Update:
+    """The workload's own optimizer of `model`, its groups registered. TypeError or ValueError when it cannot be used."""
+    if workload.parameter_groups is None:
+        optimizer, options = workload.optimizer(model.parameters()), None
+    else:
+        groups, options = split(workload.parameter_groups(model), workload.schedule)
+        optimizer = workload.optimizer(groups)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"Workload.optimizer returned {type(optimizer).__name__}; it must return a torch optimizer")
+    return Update(model, optimizer, unsplit(optimizer, workload.schedule) if options is None else options)
 
 
 def _piece_elements(arena: Arena, group: Mapping[str, Any]) -> int:
