@@ -97,6 +97,7 @@ class Pod:
         finally:
             parts.checkpoints.close(5.0)
             parts.epoch_end.handshake.close()
+            parts.publisher.close(5.0)
 
     def skipping(self, *numbers: int) -> Outcome:
         """`train`, with the batches of these numbers left out by construction."""
@@ -107,6 +108,7 @@ class Pod:
         finally:
             parts.checkpoints.close(5.0)
             parts.epoch_end.handshake.close()
+            parts.publisher.close(5.0)
 
     def spawn(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -196,11 +198,19 @@ def newest(checkpoints: Path, *, uid: str = UID) -> LoadedGeneration:
 
 
 def same_bits(one: LoadedGeneration, other: LoadedGeneration) -> None:
-    """Model, optimizer, random states and judge bit for bit, and every fact but the time it took."""
+    """Model, optimizer, random states and judge bit for bit, and every fact but the time it took.
+
+    How well a run stood (breakers, conservative mode) is its own story and changes no bit of training.
+    """
     for stem in ("model", "optimizer", "aux"):
         ours, theirs = one.tensors[stem], other.tensors[stem]
         assert ours.keys() == theirs.keys()
         for name, tensor in ours.items():
             assert tensor.numpy().tobytes() == theirs[name].numpy().tobytes(), f"{stem}: {name}"
-    for key in one.state.keys() - {"seconds", "run"}:
+    for key in one.state.keys() - {"seconds", "run", "extras"}:
         assert one.state[key] == other.state[key], key
+    assert _extras(one) == _extras(other)
+
+
+def _extras(generation: LoadedGeneration) -> dict[str, Any]:
+    return {name: saved for name, saved in generation.state["extras"].items() if name != "stability"}

@@ -90,6 +90,13 @@ TOLARIA: tuple[Metric, ...] = (
     Metric("tolaria.emergency.transitions_total", _C, "1", "Changes of the level", ("from", "to", "reason")),
     Metric("tolaria.emergency.halts_total", _C, "1", "Halts by the runtime's own decision"),
     Metric("tolaria.emergency.halt", _G, "bool", "Halted by the runtime's own decision"),
+    Metric(
+        "tolaria.command.handled_total",
+        _C,
+        "1",
+        "Commands by what became of them: applied, refused or duplicate",
+        ("type", "result"),
+    ),
     # Learning rate, optimizer
     Metric("tolaria.lr_controller.enabled", _G, "bool", "A schedule other than constant is active"),
     Metric("tolaria.lr_controller.current_lr", _G, "lr", "Learning rate", ("group",)),

@@ -35,7 +35,7 @@ class Leave:
     breakers_closed: bool = False
 
 
-LEAVE: Final = {
+LEAVE: Final[dict[int, Leave]] = {
     NOTICE: Leave(healthy=3, seconds=0.0),
     ELEVATED: Leave(healthy=5, seconds=60.0),
     CONSERVATIVE: Leave(healthy=10, seconds=300.0, breakers_closed=True),
@@ -76,8 +76,8 @@ class Levels:
 
     def __init__(self, level: int, *, seconds: Callable[[], float], new_id: Callable[[], str]) -> None:
         self.level = level
-        self.message = ""
-        """Of the cause that the level is owed to; empty when that was in an earlier process."""
+        self.owed_to: Change | None = None
+        """The change that led here; None when that was in an earlier process."""
         self._seconds = seconds
         self._new_id = new_id
         self._healthy = 0
@@ -146,7 +146,7 @@ class Levels:
 
     def _move(self, level: int, reason: RunReason, message: str) -> Change:
         change = Change(id=self._new_id(), before=self.level, after=level, reason=reason, message=message)
-        self.level, self.message = level, message
+        self.level, self.owed_to = level, change
         self._healthy, self._since = 0, self._seconds()
         self._repeats, self._told_at = 0, self._since
         return change

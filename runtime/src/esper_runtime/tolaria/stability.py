@@ -6,6 +6,7 @@ The parts of Tolaria tell what went wrong or right; this module decides what may
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
@@ -110,6 +111,14 @@ _TOLD_FROM: Final = levels.ELEVATED
 """From this level on the run's status says so."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Halt:
+    """Why a run is at level 4."""
+
+    reason: RunReason
+    message: str
+
+
 class Standing:
     """The Stability of a trainer. `restarted`: an earlier trainer of this pod has run, so a halt is still in force."""
 
@@ -146,9 +155,13 @@ class Standing:
         return self._levels.level
 
     @property
-    def halting(self) -> str:
-        """Why the run has to halt; empty when it does not."""
-        return (self._levels.message or "halted before this trainer") if self.level == levels.HALT else ""
+    def halt(self) -> Halt | None:
+        """Why the run has to halt; None when it does not."""
+        if self.level != levels.HALT:
+            return None
+        if self._levels.owed_to is None:
+            return Halt(reason=RunReason.HALTED, message="halted before this trainer was started")
+        return Halt(reason=self._levels.owed_to.reason, message=self._levels.owed_to.message)
 
     @property
     def conservative(self) -> bool:
