@@ -244,6 +244,30 @@ def fetch(
 
 
 @app.command()
+def report(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|DIR", help="A run of this machine, or a directory: its state, or its volume's copy."
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with the loss curve.")
+    ] = None,
+    namespace: Namespace = None,
+    state: State = None,
+) -> None:
+    """Tell what became of a run, from its record.
+
+    Phases with their times, rollbacks with causes, epochs, checkpoints, goodput. Works while the run trains and long
+    after; needs no cluster.
+    """
+    from esper_runtime.cli.report import report as story
+
+    typer.echo(story(target, html=html, namespace=namespace, state=state))
+
+
+@app.command()
 def crd() -> None:
     """Print the CustomResourceDefinition.
 

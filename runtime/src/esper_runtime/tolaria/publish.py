@@ -57,6 +57,10 @@ class Publisher:
             self._watch_record()
             self._write(now=False)
 
+    def close(self, timeout_s: float) -> bool:
+        """Waits until the record is written. False when that takes longer."""
+        return self._record.close(timeout_s)
+
     # Epochs
 
     def epoch_ends(self, state: TrainState) -> None:
