@@ -3,6 +3,8 @@
 FAKE_TRAINER is JSON: a list with one object per start (the last one repeats). Keys: `steps` (how many to make from
 `from`), `exit` (code at the end), `signal` (to itself at the end), `drain_s` (how long SIGTERM takes; null = ignored),
 `last_word` (object), `stay` (beat on for ever at the end), `freeze` (stop beating at the end), `phase`.
+
+FAKE_WARM is what a spare does beforehand: `fail` (the import does), `hang` (it never ends), `exit` (the process does).
 """
 
 import faulthandler
@@ -19,6 +21,18 @@ from esper_leyline.pages import MAX_SLOTS, Heartbeat, Page
 from esper_leyline.v1 import report_pb2 as pb
 
 BEAT_S = 0.02
+
+
+def warm() -> str:
+    match os.environ.get("FAKE_WARM"):
+        case "fail":
+            return "ImportError: no such luck"
+        case "hang":
+            while True:
+                signal.pause()
+        case "exit":
+            sys.exit(3)
+    return ""
 
 
 def main() -> int:

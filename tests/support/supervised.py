@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,16 @@ from esper_leyline.v1 import report_pb2 as pb
 from tests.support.waiting import PATIENT_S, until_sync
 
 DEADLINE_S = PATIENT_S
-_RUN = (
-    "import os,sys; from esper_runtime.tolaria.__main__ import main; from esper_runtime.tolaria.supervisor import loop;"
-    "loop.TICK_S = {tick_s}; sys.exit(main(os.environ, trainer_module={module!r}))"
-)
+_RUN = """
+import os, sys
+from esper_runtime.tolaria.__main__ import main
+from esper_runtime.tolaria.supervisor import hang, loop, spare
+loop.TICK_S = {tick_s}
+hang.LOOK_S = max(hang.LOOK_S, {tick_s} - 1.0)
+spare.SETTLE_S = {settle_s}
+spare.BACKOFF_S = spare.TAKEN_LIMIT_S = {spare_limit_s}
+sys.exit(main(os.environ, trainer_module={module!r}))
+"""
 
 
 class Supervised:
@@ -39,8 +46,16 @@ class Supervised:
         self.run_dir.mkdir()
         self.checkpoints.mkdir()
 
-    def start(self, plans: Sequence[Mapping[str, Any]] = ({},), *, tick_s: float = 1.0, **config: Any) -> None:
-        """`tick_s`: how often the supervisor looks without being told to."""
+    def start(
+        self,
+        plans: Sequence[Mapping[str, Any]] = ({},),
+        *,
+        tick_s: float = 1.0,
+        settle_s: float = 1e9,
+        spare_limit_s: float = 60.0,
+        **config: Any,
+    ) -> None:
+        """`tick_s`: how often the supervisor looks without being told to; `settle_s`: training before a spare."""
         config_file = self._directory / "run.json"
         config_file.write_text(json.dumps({**self.config, **config}))
         environ = {
@@ -58,8 +73,12 @@ class Supervised:
             **self.environ,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN.format(module=self._module, tick_s=tick_s)], env=environ
+            [sys.executable, "-c", self._program(tick_s=tick_s, settle_s=settle_s, spare_limit_s=spare_limit_s)],
+            env=environ,
         )
+
+    def _program(self, **limits: float) -> str:
+        return _RUN.format(module=self._module, **limits)
 
     def wait(self, deadline_s: float = DEADLINE_S) -> int:
         assert self.process is not None
@@ -114,6 +133,27 @@ class Supervised:
 
     def last_word(self) -> dict[str, Any]:
         return dict(json.loads(self.termination_log.read_text()))
+
+    def metric(self, name: str) -> float | None:
+        """Of the supervisor's /metrics; None without it, or before the supervisor listens."""
+        try:
+            port = int((self.run_dir / "tolaria.port").read_text())
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S) as answer:
+                lines = answer.read().decode().splitlines()
+        except (OSError, ValueError):
+            return None
+        return next((float(line.split()[1]) for line in lines if line.startswith(f"esper_tolaria_{name} ")), None)
+
+    def spare(self) -> int:
+        """PID of the spare, once it is ready."""
+        until_sync(lambda: self.metric("spare_ready") == 1, 3 * DEADLINE_S, "a spare")
+        return next(pid for pid in self.children() if "esper-spare" in Path(f"/proc/{pid}/comm").read_text())
+
+    def children(self) -> list[int]:
+        """Living processes of the supervisor."""
+        assert self.process is not None
+        pid = self.process.pid
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def halt(self, record: EmergencyRecord) -> None:
         """What weatherlight does, without its poke."""

@@ -82,8 +82,12 @@ class RunReason(StrEnum):
     """Memory snapshots do not fit, or memory cannot be written."""
     CHECKPOINT_NOT_DURABLE = "CheckpointNotDurable"
     """The volume does not keep its word on O_DSYNC; fsync is used, or nothing is known to help."""
+    CHECKPOINT_INFEASIBLE = "CheckpointInfeasible"
+    """The volume is too slow or too small for this state; the message has the numbers."""
     RESTORE_FAILED = "RestoreFailed"
     """A tier of rollback failed; the next one follows."""
+    SPARE_UNAVAILABLE = "SpareUnavailable"
+    """No spare trainer is kept: memory is tight, or the user's module cannot be imported twice."""
     RECORD_INCOMPLETE = "RecordIncomplete"
     """Lines of the run's record were dropped."""
 

@@ -25,15 +25,7 @@ class UserCodeError(Exception):
 
 def load(entrypoint: str, config: Mapping[str, Any], *, code_dir: Path | None = None) -> Workload:
     """The workload that `package.module:function` builds from `config`. UserCodeError otherwise."""
-    if code_dir is not None and str(code_dir) not in sys.path:
-        sys.path.insert(0, str(code_dir))
-    module_name, _, function_name = entrypoint.partition(":")
-    if not module_name or not function_name:
-        raise UserCodeError(
-            RunReason.ENTRYPOINT_NOT_FOUND,
-            f"runtime.entrypoint {entrypoint!r} is not of the form package.module:function",
-        )
-    build = _find(entrypoint, module_name, function_name)
+    build = find(entrypoint, code_dir=code_dir)
     try:
         built = build(config)
     except ConfigError as error:
@@ -48,7 +40,20 @@ def load(entrypoint: str, config: Mapping[str, Any], *, code_dir: Path | None = 
     return built
 
 
-def _find(entrypoint: str, module_name: str, function_name: str) -> Any:
+def find(entrypoint: str, *, code_dir: Path | None = None) -> Any:
+    """The function itself, its module imported but nothing of it called. UserCodeError otherwise."""
+    if code_dir is not None and str(code_dir) not in sys.path:
+        sys.path.insert(0, str(code_dir))
+    module_name, _, function_name = entrypoint.partition(":")
+    if not module_name or not function_name:
+        raise UserCodeError(
+            RunReason.ENTRYPOINT_NOT_FOUND,
+            f"runtime.entrypoint {entrypoint!r} is not of the form package.module:function",
+        )
+    return _function(entrypoint, module_name, function_name)
+
+
+def _function(entrypoint: str, module_name: str, function_name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (ImportError, SyntaxError) as error:

@@ -1,5 +1,6 @@
 """Where training starts from, and how a recovery is reported once the first step after it is done."""
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -13,6 +14,25 @@ from esper_runtime.tolaria.memory import Memory
 from esper_runtime.tolaria.place import Place
 from esper_runtime.tolaria.state import TrainState
 from esper_runtime.tolaria.telemetry import Events, Heart
+
+log = logging.getLogger(__name__)
+
+
+class Laps:
+    """How long the parts of a start took, from `began_ns` (CLOCK_MONOTONIC) on; for the log."""
+
+    def __init__(self, began_ns: int) -> None:
+        self._began_ns = self._last_ns = began_ns
+        self._parts: list[str] = []
+
+    def mark(self, part: str, *, at_ns: int | None = None) -> None:
+        """`part` is over, now or at `at_ns`. A start has a handful of parts."""
+        now_ns = time.monotonic_ns() if at_ns is None else at_ns
+        self._parts.append(f"{part} {(now_ns - self._last_ns) / 1e6:.1f}")
+        self._last_ns = now_ns
+
+    def __str__(self) -> str:
+        return f"{(self._last_ns - self._began_ns) / 1e6:.1f} ms: {', '.join(self._parts)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +75,21 @@ class Start:
     """Reports the start when the first step is done: only then does training really run."""
 
     def __init__(
-        self, place: Place, origin: Origin, *, events: Events, heart: Heart, began_ns: int, last_beat_ns: int
+        self,
+        place: Place,
+        origin: Origin,
+        *,
+        events: Events,
+        heart: Heart,
+        laps: Laps,
+        began_ns: int,
+        last_beat_ns: int,
     ) -> None:
         self._place = place
         self._origin = origin
         self._events = events
         self._heart = heart
+        self._laps = laps
         self._began_ns = began_ns
         self._last_beat_ns = last_beat_ns
         self._reported = False
@@ -69,6 +98,8 @@ class Start:
         if self._reported:
             return
         self._reported = True
+        self._laps.mark("first step")
+        log.info("first step after %s", self._laps)
         kind = self._kind()
         if kind is None:
             self._running(RunReason.TRAINING, f"from {self._origin.source}", state)

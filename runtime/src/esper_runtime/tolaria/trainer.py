@@ -10,15 +10,18 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
 from esper_leyline import paths
+from esper_leyline.events import Level, RunEvent
 from esper_leyline.exitcodes import ExitCode
 from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import RunConfig, RunConfigError, parse
 
 from esper_runtime.checkpoint import CheckpointDirError, CheckpointError, NoValidCheckpointError
 from esper_runtime.sidecar.environment import SettingsError
+from esper_runtime.tolaria import rpc
 from esper_runtime.tolaria.assemble import Bench, assemble, build, lay_out
-from esper_runtime.tolaria.entrypoint import UserCodeError, shortened
+from esper_runtime.tolaria.entrypoint import UserCodeError, find, shortened
 from esper_runtime.tolaria.lastword import LastWord
 from esper_runtime.tolaria.loop import train
 from esper_runtime.tolaria.outcome import Outcome
@@ -52,11 +55,30 @@ def main() -> int:
     return conclude(bench, run(bench, config))
 
 
+def warm() -> str:
+    """What a spare does beforehand: every import of a start, and nothing else. Why that is impossible, or nothing."""
+    os.umask(paths.UMASK)
+    try:
+        place = Place.read(os.environ)
+        config = parse(place.config_file.read_text(encoding="utf-8"))
+        find(config.entrypoint, code_dir=place.code_dir)
+    except (SettingsError, RunConfigError, OSError, UserCodeError) as error:
+        return str(error)
+    # The first optimizer of a process imports torch's compiler, the first call of gRPC starts its core.
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
+    rpc.warm_up(place.run_dir / paths.KASMINA_SOCKET)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return f"{config.entrypoint} uses a CUDA device when it is imported, which would take its memory twice"
+    return ""
+
+
 def run(bench: Bench, config: RunConfig) -> Outcome:
     """Trains. An error with a meaning of its own becomes its Outcome; anything else is a crash."""
     try:
         built = build(bench)
+        bench.laps.mark("build")
         parts = assemble(bench, built)
+        bench.laps.mark("restore")
         parts.control.listen()
         outcome = train(parts, built.state)
         parts.checkpoints.close(CLOSE_S)
@@ -81,6 +103,11 @@ def conclude(bench: Bench, outcome: Outcome) -> int:
     log.info("trainer ends: %s (%d) %s", outcome.reason, outcome.exit_code, outcome.message)
     if outcome.exit_code not in _WITHOUT_FAILURE:
         bench.events.failure(outcome.reason, outcome.message, exit_code=outcome.exit_code, step=step)
+    level = Level.CRITICAL if outcome.exit_code is ExitCode.TRAINER_CRASHED else Level.INFO
+    ended = {"reason": outcome.reason, "message": outcome.message, "exitCode": int(outcome.exit_code)}
+    bench.record.append(RunEvent.ENDED, step=step, level=level, **ended, savedStep=outcome.saved_step)
+    if not bench.record.close(CLOSE_S):
+        log.error("the run's record lacks its end: the volume took no line for %g s", CLOSE_S)
     leave_last_word(bench.place.run_dir, outcome, step=step, epoch=bench.heart.epoch)
     return int(outcome.exit_code)
 

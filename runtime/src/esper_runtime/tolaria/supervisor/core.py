@@ -14,7 +14,7 @@ from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import EMERGENCY_MODE_CHECKPOINT, EMERGENCY_MODE_KILL
 
-from esper_runtime.tolaria.supervisor.hang import HangLimits, HangWatch
+from esper_runtime.tolaria.supervisor.hang import HangLimits, HangWatch, Pulse
 from esper_runtime.tolaria.supervisor.policy import Death, End, Restart, RestartPolicy
 
 DUMP_S = 1.0
@@ -105,7 +105,7 @@ class Core:
         self._drain_s = drain_s
         self._start_at_s = now_s
         self._recovery: Recovery | None = None
-        self._watch = HangWatch(limits, now_s=now_s)
+        self._watch = HangWatch(limits=limits, now_s=now_s)
         self._beat: Heartbeat | None = None
         self._hang = ""
         self._kill_at_s = math.inf
@@ -133,18 +133,30 @@ class Core:
         return self._watch.silent_s
 
     @property
+    def doubts(self) -> bool:
+        """Whether the next tick() wants a Pulse of the trainer."""
+        return self._judged and self._watch.doubts
+
+    @property
+    def _judged(self) -> bool:
+        """Whether a hang would still be news."""
+        return self.stage is Stage.ALIVE and not self._hang and not self._stop_asked
+
+    @property
     def deadline_s(self) -> float:
         """When to call tick() at the latest."""
-        return self._start_at_s if self.stage is Stage.WAITING else self._kill_at_s
+        if self.stage is Stage.WAITING:
+            return self._start_at_s
+        return min(self._kill_at_s, self._watch.look_at_s) if self._judged else self._kill_at_s
 
-    def tick(self, beat: Heartbeat | None, *, now_s: float) -> list[Action]:
+    def tick(self, beat: Heartbeat | None, *, now_s: float, pulse: Pulse | None = None) -> list[Action]:
         """Looks at the clock and at the newest heartbeat of the living trainer."""
         if self.stage is Stage.WAITING:
             return self._start(now_s) if now_s >= self._start_at_s else []
         if self.stage is not Stage.ALIVE:
             return []
         self._beat = beat
-        hang = self._watch.look(beat, now_s=now_s)
+        hang = self._watch.look(beat, now_s=now_s, pulse=pulse)
         if now_s >= self._kill_at_s:
             return self._kill(self._hang or "it did not stop within the grace")
         if self._halt_unanswered(hang, now_s):
@@ -211,7 +223,7 @@ class Core:
     def _start(self, now_s: float) -> list[Action]:
         self.stage = Stage.ALIVE
         self._started_s = now_s
-        self._watch = HangWatch(self._limits, now_s=now_s)
+        self._watch = self._watch.successor(now_s=now_s)
         self._beat = None
         self._hang = ""
         self._kill_at_s = math.inf

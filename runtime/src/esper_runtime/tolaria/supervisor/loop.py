@@ -8,12 +8,9 @@ import logging
 import os
 import selectors
 import signal
-import socket
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from types import FrameType
 from typing import assert_never, cast
 
 from esper_leyline import env, paths
@@ -26,22 +23,24 @@ from esper_runtime.checkpoint import CheckpointError, Volume, Wal
 from esper_runtime.checkpoint.wal import Kind, WalState
 from esper_runtime.tolaria import lastword
 from esper_runtime.tolaria.lastword import LastWord
-from esper_runtime.tolaria.supervisor import child, core
+from esper_runtime.tolaria.supervisor import child, core, gauges, pulse, room
 from esper_runtime.tolaria.supervisor.core import Action, Core, Stage
 from esper_runtime.tolaria.supervisor.events import CONTAINER, Events
+from esper_runtime.tolaria.supervisor.evidence import Evidence
 from esper_runtime.tolaria.supervisor.hang import HangLimits
 from esper_runtime.tolaria.supervisor.link import WeatherlightLink
 from esper_runtime.tolaria.supervisor.oom import oom_kills
-from esper_runtime.tolaria.supervisor.policy import Death, RestartPolicy
+from esper_runtime.tolaria.supervisor.policy import RECREATE, Death, RestartPolicy
 from esper_runtime.tolaria.supervisor.probe import ProbeServer
 from esper_runtime.tolaria.supervisor.settings import Settings
+from esper_runtime.tolaria.supervisor.spare import SparePolicy, Spares, spawn
+from esper_runtime.tolaria.supervisor.wake import SignalWake
 
 TICK_S = 1.0
+RESTART_LOOK_S = 0.02
+"""The same while the first step after a death is awaited, whose time is measured."""
 STILL_S = 10.0
 """A loop that has not turned for so long is not alive any more."""
-MAX_STACK_BYTES = 16 * 1024
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-_STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 _OPENMP = {"GOMP_SPINCOUNT": "1000"}
 """Default of the trainer: threads that wait for each other sleep soon. On CPUs that are shared with others, long spins
 take the time of the very thread that is waited for (measured: 6 times the CPU per step)."""
@@ -68,7 +67,24 @@ class Supervisor:
             now_s=time.monotonic(),
         )
         self._selector = selectors.DefaultSelector()
+        self._spares = Spares(
+            module=settings.trainer_module,
+            policy=SparePolicy(strategy_allows=config.restart.strategy != RECREATE),
+            selector=self._selector,
+            measure=room.measure,
+            private_bytes=room.private_bytes,
+            tell=self._tell_of_spare,
+        )
         self._trainer: int | None = None
+        self._recovery: core.Recovery | None = None
+        """Of the newest start."""
+        self._running_since_s: float | None = None
+        """Of the living trainer; None before its first step."""
+        self._restart_s: float | None = None
+        """From the newest death that was noticed to the first step after it."""
+        self._evidence = Evidence(settings.in_run_dir(paths.STACK_DUMP), self._volume.attempt_dir)
+        self._hung_how = ""
+        """What is known of the newest death, when it was a hang."""
         self._starts = 0
         self._incarnation = 0
         self._oom_before: int | None = None
@@ -90,13 +106,14 @@ class Supervisor:
             greeting=f"tolaria {self._settings.rank} {self._incarnation}\n".encode(),
         )
         probe = self._serve_probes()
-        wake = _SignalWake(self._selector)
+        wake = SignalWake(self._selector)
         try:
             self._look_for_halt()
             while self._finish is None:
                 self._turn(wake)
             return self._end(self._finish)
         finally:
+            self._spares.retire()
             wake.close()
             if probe is not None:
                 probe.server_close()
@@ -130,18 +147,24 @@ class Supervisor:
 
     # One turn of the loop
 
-    def _turn(self, wake: "_SignalWake") -> None:
+    def _turn(self, wake: SignalWake) -> None:
         self._turned_s = now_s = time.monotonic()
         if self._link.connect(now_s=now_s):
             self._look_for_halt()
-        self._perform(self._core.tick(self._beat(), now_s=now_s))
+        beat = self._beat()
+        seen = pulse.take(self._trainer) if self._core.doubts and self._trainer is not None else None
+        self._perform(self._core.tick(beat, now_s=now_s, pulse=seen))
         self._write_own_page()
         if self._finish is not None:
             return
+        self._note_running(beat, now_s)
+        self._tend_spare(now_s)
         for key, _ in self._selector.select(self._wait_s()):
             if key.data is self._link:
                 if self._link.readable():
                     self._look_for_halt()
+            elif key.data is self._spares:
+                self._spares.readable(now_s=time.monotonic())
             else:
                 wake.take()
         if wake.stop_asked:
@@ -151,7 +174,9 @@ class Supervisor:
 
     def _wait_s(self) -> float:
         now_s = time.monotonic()
-        due = [now_s + TICK_S, self._core.deadline_s]
+        due = [now_s + TICK_S, self._core.deadline_s, self._spares.deadline_s]
+        if self._trainer is not None and self._recovery is not None and self._running_since_s is None:
+            due.append(now_s + RESTART_LOOK_S)
         retry_s = self._link.deadline_s()
         if retry_s is not None:
             due.append(retry_s)
@@ -168,6 +193,30 @@ class Supervisor:
             return None
         self._last_beat = beat
         return beat
+
+    def _note_running(self, beat: Heartbeat | None, now_s: float) -> None:
+        """Training runs once the trainer's first step is done."""
+        if beat is None or beat.phase != pb.RUNTIME_PHASE_RUNNING or self._running_since_s is not None:
+            return
+        self._running_since_s = now_s
+        if self._recovery is not None:
+            self._restart_s = beat.beat_ns / 1e9 - self._recovery.detected_s
+
+    def _tend_spare(self, now_s: float) -> None:
+        if self._core.stopping or self._core.halting:
+            self._spares.retire()
+            return
+        trained_s = 0.0 if self._running_since_s is None else now_s - self._running_since_s
+        environ = self._environment(start=self._starts + 1)
+        self._spares.tend(now_s=now_s, trained_s=trained_s, trainer=self._trainer, environ=environ)
+        hung = self._spares.overdue(now_s=now_s)
+        if hung is not None and hung == self._trainer:
+            _signal_group(hung, signal.SIGKILL)
+            self._trainer = spawn(self._settings.trainer_module, self._environment(start=self._starts))
+
+    def _tell_of_spare(self, message: str) -> None:
+        log.warning("%s", message)
+        self._events.notice(reason=RunReason.SPARE_UNAVAILABLE, message=message)
 
     def _look_for_halt(self) -> None:
         record = self._read_emergency()
@@ -192,8 +241,12 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            code = os.waitstatus_to_exitcode(status)
+            if pid == self._spares.pid:
+                self._oom_before = oom_kills()  # what the kernel took was the spare, not the trainer
+            self._spares.died(pid, code, now_s=time.monotonic())
             if pid == self._trainer:
-                self._trainer_died(os.waitstatus_to_exitcode(status))
+                self._trainer_died(code)
 
     def _trainer_died(self, status: int) -> None:
         now_s = time.monotonic()
@@ -203,6 +256,7 @@ class Supervisor:
         self._trainer = None
         kills = oom_kills()
         out_of_memory = kills is not None and self._oom_before is not None and kills > self._oom_before
+        self._hung_how = self._evidence.keep()
         self._replay()
         self._perform(self._core.died(status, now_s=now_s, out_of_memory=out_of_memory))
 
@@ -218,6 +272,8 @@ class Supervisor:
                     self._signal_trainer(signal.SIGTERM)
                 case core.DumpStacks():
                     log.error("trainer hangs: %s", action.why)
+                    if self._trainer is not None:
+                        self._evidence.look(self._trainer, action.why)
                     self._signal_trainer(signal.SIGUSR1)
                 case core.Kill():
                     log.warning("killing the trainer: %s", action.why)
@@ -233,32 +289,32 @@ class Supervisor:
                     assert_never(action)
 
     def _start(self, recovery: core.Recovery | None) -> None:
+        """The spare becomes the trainer; without one, a process is started."""
         self._starts += 1
+        self._recovery = recovery
+        self._running_since_s = None
         self._oom_before = oom_kills()
-        self._settings.in_run_dir(paths.LAST_WORD).unlink(missing_ok=True)
-        self._settings.in_run_dir(paths.STACK_DUMP).unlink(missing_ok=True)
-        command = [sys.executable, "-m", child.__name__, self._settings.trainer_module]
-        self._trainer = os.posix_spawn(
-            sys.executable,
-            command,
-            {**_OPENMP, **self._environ, **self._start_environment(recovery)},
-            setpgroup=0,
-            setsigdef=[*_SIGNALS, signal.SIGPIPE],
-        )
-        log.info("trainer started", extra={"trainer_pid": self._trainer, "start": self._starts})
+        for name in (paths.LAST_WORD, paths.STACK_DUMP, paths.TRAINER_METRICS):
+            self._settings.in_run_dir(name).unlink(missing_ok=True)
+        self._trainer = self._spares.take(self._of_start(self._starts), now_s=time.monotonic())
+        spare = self._trainer is not None
+        if self._trainer is None:
+            self._trainer = spawn(self._settings.trainer_module, self._environment(start=self._starts))
+        log.info("trainer started", extra={"trainer_pid": self._trainer, "start": self._starts, "spare": spare})
 
-    def _start_environment(self, recovery: core.Recovery | None) -> dict[str, str]:
-        start = {
-            child.PARENT_PID: str(os.getpid()),
-            env.INCARNATION: str(self._incarnation),
-            env.TRAINER_START: str(self._starts),
-        }
+    def _environment(self, *, start: int) -> dict[str, str]:
+        return {**_OPENMP, **self._environ, child.PARENT_PID: str(os.getpid()), **self._of_start(start)}
+
+    def _of_start(self, start: int) -> dict[str, str]:
+        """What is known when a trainer begins; a spare is told then, and knows no recovery before."""
+        told = {env.INCARNATION: str(self._incarnation), env.TRAINER_START: str(start)}
+        recovery = self._recovery if start == self._starts else None
         if recovery is not None:
-            start[env.RECOVERY_CAUSE] = recovery.cause
-            start[env.RECOVERY_DETECTED_NS] = str(int(recovery.detected_s * 1e9))
+            told[env.RECOVERY_CAUSE] = recovery.cause
+            told[env.RECOVERY_DETECTED_NS] = str(int(recovery.detected_s * 1e9))
             if recovery.step is not None:
-                start[env.RECOVERY_STEP] = str(recovery.step)
-        return start
+                told[env.RECOVERY_STEP] = str(recovery.step)
+        return told
 
     def _signal_trainer(self, number: signal.Signals) -> None:
         if self._trainer is not None:  # not reaped yet, so the PID is still its own
@@ -269,7 +325,7 @@ class Supervisor:
         step = self._step()
         self._append_restart(action.restart.cause, step)
         message = f"{death.words} at step {step}"
-        failure = "\n".join(filter(None, (message, self._stacks() if death.hung else self._said())))
+        failure = "\n".join(filter(None, (message, self._hung_how if death.hung else self._said())))
         self._events.failure(reason=death.cause, message=failure, exit_code=death.exit_code, step=step)
         self._events.transition(
             self._phase(death), pb.RUNTIME_PHASE_RESTARTING, reason=death.cause, message=message, step=step
@@ -279,17 +335,6 @@ class Supervisor:
     def _said(self) -> str:
         word = lastword.read(self._settings.in_run_dir(paths.LAST_WORD))
         return "" if word is None else word.message
-
-    def _stacks(self) -> str:
-        """The hung trainer's stack dump, also written to the log, because the file goes with the pod."""
-        try:
-            with self._settings.in_run_dir(paths.STACK_DUMP).open("rb") as file:
-                stacks = file.read(MAX_STACK_BYTES).decode("utf-8", "replace")
-        except OSError:
-            return ""
-        if stacks:
-            log.error("stacks of the hung trainer:\n%s", stacks)
-        return stacks[-1500:]
 
     def _acknowledge(self, record: EmergencyRecord) -> None:
         settings = self._settings
@@ -343,7 +388,8 @@ class Supervisor:
             case _:
                 phase = pb.RUNTIME_PHASE_FAILED
                 exit_code = finish.end.exit_code if finish.death is None else finish.death.exit_code
-                self._events.failure(reason=word.reason, message=word.message, exit_code=exit_code, step=step)
+                message = "\n".join(filter(None, (word.message, self._hung_how)))
+                self._events.failure(reason=word.reason, message=message, exit_code=exit_code, step=step)
         self._events.transition(self._phase(finish.death), phase, reason=word.reason, message=word.message, step=step)
 
     # What is known
@@ -400,7 +446,7 @@ class Supervisor:
         return None if self._wal_state is None else self._wal_state.counters()
 
     def _metrics(self) -> str:
-        samples = (
+        samples: tuple[gauges.Sample, ...] = (
             ("trainer_starts_total", "counter", "Starts of the trainer in this container", self._starts),
             ("in_place_restarts_total", "counter", "Restarts after a death", self._core.restarts),
             ("hangs_total", "counter", "Hangs noticed", self._core.hangs),
@@ -408,45 +454,17 @@ class Supervisor:
             ("trainer_silent_seconds", "gauge", "Watched time since the newest heartbeat", self._core.silent_s),
             ("weatherlight_connected", "gauge", "1 while connected to weatherlight", int(self._link.connected)),
             ("incarnation", "gauge", "Starts of this container in this attempt", self._incarnation),
+            ("spare_ready", "gauge", "1 while a spare trainer waits", int(self._spares.ready)),
+            ("spare_starts_total", "counter", "Spare trainers begun", self._spares.starts),
+            *self._restart_sample(),
         )
-        lines = (
-            f"# HELP esper_tolaria_{name} {text}.\n# TYPE esper_tolaria_{name} {kind}\nesper_tolaria_{name} {value:g}\n"
-            for name, kind, text, value in samples
-        )
-        return "".join(lines)
+        return gauges.render(samples, self._settings.in_run_dir(paths.TRAINER_METRICS))
 
-
-class _SignalWake:
-    """Turns signals into something a selector can wait for."""
-
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self.stop_asked = False
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-        self._selector = selector
-        selector.register(self._reader, selectors.EVENT_READ, self)
-        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        self._previous_wake = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.stop_asked = self.stop_asked or number in _STOPS
-
-    def take(self) -> None:
-        """Empties the pipe; what was said is in stop_asked and in waitpid."""
-        try:
-            while self._reader.recv(4096):
-                pass
-        except BlockingIOError:
-            return
-
-    def close(self) -> None:
-        signal.set_wakeup_fd(self._previous_wake)
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._selector.unregister(self._reader)
-        self._reader.close()
-        self._writer.close()
+    def _restart_sample(self) -> tuple[gauges.Sample, ...]:
+        if self._restart_s is None:
+            return ()
+        text = "Last restart, from the noticed death to the first step after it"
+        return (("trainer_restart_seconds", "gauge", text, self._restart_s),)
 
 
 def _signal_group(leader: int, number: signal.Signals) -> None:
