@@ -378,7 +378,7 @@ class Update:
 
 
 def update_of(workload: Workload, model: nn.Module) -> Update:
-    """The workload's own optimizer of `model`, its groups registered. TypeError or ValueError when it cannot be used."""
+    """The workload's own optimizer of `model`, its groups registered. TypeError or ValueError when it is none."""
     if workload.parameter_groups is None:
         optimizer, options = workload.optimizer(model.parameters()), None
     else:
