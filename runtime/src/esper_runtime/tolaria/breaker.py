@@ -91,7 +91,7 @@ class Breaker:
             self.window_s = self._first_window_s
             self._open()
         elif state == HALF_OPEN:
-            self.half_open()
+            self.state, self._probed_at = HALF_OPEN, None
         else:
             raise ValueError(f"{state} is no state of a breaker")
 
