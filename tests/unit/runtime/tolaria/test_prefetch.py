@@ -1,9 +1,8 @@
+import pytest
+import torch
 from esper_runtime.tolaria.data import Loader, Position
 from esper_runtime.tolaria.metrics import Metrics
 from esper_runtime.tolaria.prefetch import METER_EVERY, Ahead, Timed
-
-import pytest
-import torch
 
 EPOCHS = 3
 

@@ -31,9 +31,7 @@ def loader(
 ) -> StreamLoader:
     dataset = (kind or featured.Stream)(size)
     reading = {"batch_size": 3, "collate_fn": None, "drop_last": drop_last, "pin_memory": False}
-    return StreamLoader(
-        Reader(dataset, seed=1, workers=workers, options=reading), device=CPU, stage=stage, **options
-    )
+    return StreamLoader(Reader(dataset, seed=1, workers=workers, options=reading), device=CPU, stage=stage, **options)
 
 
 def rest(one: StreamLoader, *, until: int = EPOCHS) -> list[list[int]]:
