@@ -28,7 +28,7 @@ def resource(path: Path) -> dict[str, Any]:
 
 
 def test_the_promised_examples_are_there() -> None:
-    expected = {"digits", "digits-nan", "code-from-configmap", "own-image", "gpu"}
+    expected = {"digits", "digits-nan", "chars", "regression", "code-from-configmap", "own-image", "gpu"}
     assert expected <= {path.stem for path in EXAMPLES}
 
 

@@ -16,7 +16,13 @@ PATIENCE_S = 30.0
 
 def line(number: int, event: RunEvent = RunEvent.NOTICE, level: Level = Level.INFO, **fields: Any) -> Line:
     return Line(
-        number=number, ns=number * 10, time_ns=1_800_000_000_123_000_000, event=event, level=level, step=7, fields=fields
+        number=number,
+        ns=number * 10,
+        time_ns=1_800_000_000_123_000_000,
+        event=event,
+        level=level,
+        step=7,
+        fields=fields,
     )
 
 
