@@ -140,11 +140,10 @@ def carry(old: type[Optimizer], states: Mapping[Tensor, State], new: Optimizer, 
 
 
 def initial_state(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[Tensor, dict[str, Any]]:
-    """State that the class gives its parameters when it is made, and forgets to give to those added later (Adagrad)."""
-    if type(optimizer) not in ELEMENTWISE:
+    """What Adagrad gives its parameters when it is made, and forgets to give to those that are added later."""
+    if type(optimizer) is not Adagrad:
         return {}
-    made: Any = type(optimizer)
-    return dict(made([dict(group)]).state)
+    return dict(Adagrad([dict(group)], initial_accumulator_value=group["initial_accumulator_value"]).state)
 
 
 def _fresh(factory: Factory, new: Optimizer, group: Mapping[str, Any]) -> State:
