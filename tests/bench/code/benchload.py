@@ -1,4 +1,4 @@
-"""Workloads of the benches: digits as shipped, and perceptrons of any size, each with data for many steps per epoch."""
+"""Workloads of the benches: digits and chars as shipped, and perceptrons of any size, with many steps per epoch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from esper_runtime.workload import Workload, read_config
-from esper_runtime.workloads import digits
-from torch import nn
+from esper_runtime.workloads import chars, digits
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 OPTIMIZERS = {
@@ -16,14 +16,15 @@ OPTIMIZERS = {
     "adamw-fused": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, fused=True),
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
 }
-REPEATS = 250
-"""Of digits' images, so that no epoch ends while the steps are timed."""
+REPEATS = {"chars": 8}
+MANY_REPEATS = 250
+"""Of the data, so that no epoch ends while the steps are timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     model: str = "digits"
-    """digits, or the width of a perceptron's two hidden layers."""
+    """digits, chars, or the width of a perceptron's two hidden layers."""
     optimizer: str = "adamw"
     threads: int = 1
     seed: int = 0
@@ -31,16 +32,31 @@ class Config:
 
 def build(config: Mapping[str, Any]) -> Workload:
     c = read_config(Config, config)
-    load = digits.build({}) if c.model == "digits" else _perceptron(int(c.model))
-    inputs, labels = load.train
+    load = _model(c.model)
+    repeats = REPEATS.get(c.model, MANY_REPEATS)
     return dataclasses.replace(
         load,
         optimizer=OPTIMIZERS[c.optimizer],
-        train=(inputs.repeat(REPEATS, *[1] * (inputs.ndim - 1)), labels.repeat(REPEATS)),
+        train=_repeated(load.train, repeats),
         validation=None,
         epochs=100,
         threads=c.threads,
+        parameter_groups=None,
+        schedule=None,
+        clip_gradient_norm=None,
     )
+
+
+def _model(name: str) -> Workload:
+    if name == "digits":
+        return digits.build({})
+    return chars.build({}) if name == "chars" else _perceptron(int(name))
+
+
+def _repeated(data: Any, repeats: int) -> Any:
+    if isinstance(data, Tensor):
+        return data.repeat(repeats, *[1] * (data.ndim - 1))
+    return tuple(_repeated(part, repeats) for part in data)
 
 
 def _perceptron(width: int) -> Workload:
