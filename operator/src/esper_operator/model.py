@@ -224,6 +224,16 @@ class SignalRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ResumeSource:
+    """Another run, whose checkpoints this one starts from, and where they lie."""
+
+    uid: str
+    claim: str = ""
+    """Its claim; empty where its checkpoints can be seen anyway (a laptop)."""
+    sub_path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
     """One consistent look at a run and all that belongs to it."""
 
@@ -246,8 +256,8 @@ class Observation:
     signal: SignalRecord | None = None
     claim_user: str = ""
     """Another live run (namespace/name) that was first on the same claim and subPath; empty when none."""
-    resume_uid: str | None = None
-    """UID behind checkpoint.resumeFrom.runName; None when unset or not found."""
+    resume: ResumeSource | None = None
+    """The run that checkpoint.resumeFrom names; None when unset or not found."""
     report_cursor: tuple[int, int] | None = None
     """(attempt, seq) up to which reports were dropped after StatusChange.folded allowed it; None: none were."""
 

@@ -41,6 +41,7 @@ from esper_operator.model import (
     Observation,
     Plan,
     Pod,
+    ResumeSource,
     Run,
     RunKey,
     Secret,
@@ -165,7 +166,7 @@ class Reconciler:
             broadcasts=self._broadcasts(run),
             signal=await self.signals.last(run) if jobs or run.status.attempt else None,
             claim_user=self.runs.senior_on_claim(key),
-            resume_uid=self.runs.uid_of(RunKey(key.namespace, resume.run_name)) if resume else None,
+            resume=_source(self.runs.get(RunKey(key.namespace, resume.run_name))) if resume else None,
         )
 
     async def _claim(self, run: Run, pods: tuple[Pod, ...]) -> Claim | None:
@@ -321,3 +322,11 @@ class Workers:
         delay = self._queue.retry(key)
         logger.warning("%s: %s; again in %.1f s", key, error, delay)
         return "transient"
+
+
+def _source(run: Run | None) -> ResumeSource | None:
+    """Where the checkpoints of the run to resume from lie."""
+    if run is None:
+        return None
+    storage = run.spec.checkpoint.storage
+    return ResumeSource(uid=run.uid, claim=storage.claim_name or claim_name(run.key.name), sub_path=storage.sub_path)

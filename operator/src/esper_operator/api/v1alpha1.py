@@ -260,7 +260,7 @@ class ResumeFrom(Model):
     )
 
     run_name: ObjectName
-    """Run of the same namespace whose checkpoints to start from; both must use the same claim."""
+    """Run of the same namespace whose checkpoints to start from; its claim is mounted read-only."""
     step: Integer | None = Field(None, ge=0, le=100_000_000)
     """Step to start from; absent: by select."""
     select: Literal["LatestVerified", "Best"] = "LatestVerified"

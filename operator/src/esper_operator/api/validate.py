@@ -222,12 +222,6 @@ def _resume(spec: Spec, key: RunKey, _settings: Settings) -> Iterator[Problem]:
         return
     if source.run_name == key.name:
         yield Problem("spec.checkpoint.resumeFrom.runName", "is this run itself, which resumes anyway: remove it")
-    if spec.checkpoint.storage.claim_name is None:
-        yield Problem(
-            "spec.checkpoint.resumeFrom",
-            f"reads another run's checkpoints, so both must use one claim: set storage.claimName, for instance to"
-            f" {labels.claim_name(source.run_name)}",
-        )
     if source.step is not None and source.select != "LatestVerified":
         yield Problem("spec.checkpoint.resumeFrom", "step and select: Best exclude each other; remove one")
 

@@ -6,18 +6,18 @@ from esper_leyline import labels
 from esper_leyline.exitcodes import ExitCode
 
 from esper_operator.build import names, pod
-from esper_operator.model import Manifest, Run, Settings
+from esper_operator.model import Manifest, ResumeSource, Run, Settings
 
 
-def job(run: Run, attempt: int, settings: Settings) -> Manifest:
+def job(run: Run, attempt: int, settings: Settings, source: ResumeSource | None = None) -> Manifest:
     """An Indexed Job with one pod per worker. It replaces a pod that had to give way; any other failure ends it, and
-    the operator decides about the next attempt."""
+    the operator decides about the next attempt. `source` is the run to resume from, which its pods can then read."""
     manifest = names.child(
         run,
         "batch/v1",
         "Job",
         labels.job_name(run.key.name, attempt),
-        spec=_spec(run, attempt, settings),
+        spec=_spec(run, attempt, settings, source),
     )
     manifest["metadata"]["labels"] = names.attempt_labels(run, attempt)
     queue = run.spec.scheduling.queue_name
@@ -27,7 +27,7 @@ def job(run: Run, attempt: int, settings: Settings) -> Manifest:
     return manifest
 
 
-def _spec(run: Run, attempt: int, settings: Settings) -> Manifest:
+def _spec(run: Run, attempt: int, settings: Settings, source: ResumeSource | None) -> Manifest:
     count = run.spec.workers.count
     return {
         "completionMode": "Indexed",
@@ -36,7 +36,7 @@ def _spec(run: Run, attempt: int, settings: Settings) -> Manifest:
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": _failure_rules()},
-        "template": pod.template(run, attempt, settings),
+        "template": pod.template(run, attempt, settings, source),
     }
 
 

@@ -7,13 +7,13 @@ from esper_leyline.paths import GID
 
 from esper_operator.api.v1alpha1 import EnvVar
 from esper_operator.build import config, names, sidecars, volumes
-from esper_operator.model import Manifest, Run, Settings
+from esper_operator.model import Manifest, ResumeSource, Run, Settings
 
 DEFAULT_REQUESTS = {"cpu": "500m", "memory": "1Gi"}
 """Of a trainer about which the user says nothing. No CPU limit: throttling helps nobody."""
 
 
-def template(run: Run, attempt: int, settings: Settings) -> Manifest:
+def template(run: Run, attempt: int, settings: Settings, source: ResumeSource | None = None) -> Manifest:
     """The Job's pod template."""
     pod = run.spec.workers.pod
     annotations = {
@@ -25,10 +25,10 @@ def template(run: Run, attempt: int, settings: Settings) -> Manifest:
         "labels": {**(pod.labels or {}), **names.attempt_labels(run, attempt)},
         "annotations": annotations,
     }
-    return {"metadata": metadata, "spec": _spec(run, attempt, settings)}
+    return {"metadata": metadata, "spec": _spec(run, attempt, settings, source)}
 
 
-def _spec(run: Run, attempt: int, settings: Settings) -> Manifest:
+def _spec(run: Run, attempt: int, settings: Settings, source: ResumeSource | None) -> Manifest:
     return {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -43,8 +43,8 @@ def _spec(run: Run, attempt: int, settings: Settings) -> Manifest:
         },
         **_placement(run, settings),
         "initContainers": sidecars.sidecars(run, attempt, settings),
-        "containers": [_tolaria(run, attempt, settings)],
-        "volumes": volumes.volumes(run),
+        "containers": [_tolaria(run, attempt, settings, source)],
+        "volumes": volumes.volumes(run, source),
     }
 
 
@@ -63,7 +63,7 @@ def _placement(run: Run, settings: Settings) -> Manifest:
     return {key: value for key, value in wanted.items() if value}
 
 
-def _tolaria(run: Run, attempt: int, settings: Settings) -> Manifest:
+def _tolaria(run: Run, attempt: int, settings: Settings, source: ResumeSource | None) -> Manifest:
     runtime = run.spec.runtime
     own = runtime.image is not None
     return {
@@ -72,7 +72,7 @@ def _tolaria(run: Run, attempt: int, settings: Settings) -> Manifest:
         "imagePullPolicy": runtime.image_pull_policy if own else settings.image_pull_policy,
         "command": ["python", "-m", "esper_runtime.tolaria"],
         "env": _environment(run, attempt, settings),
-        "volumeMounts": volumes.trainer_mounts(run, settings),
+        "volumeMounts": volumes.trainer_mounts(run, settings, source),
         "resources": _resources(run),
         "livenessProbe": sidecars.liveness(labels.TOLARIA),
     }

@@ -7,11 +7,12 @@ from esper_leyline.paths import POD
 
 from esper_operator.api.v1alpha1 import Volume
 from esper_operator.build import names
-from esper_operator.model import Child, Manifest, Run, Settings
+from esper_operator.model import Child, Manifest, ResumeSource, Run, Settings
 
 RUN = "run"
 SHM = "shm"
 CHECKPOINTS = "checkpoints"
+RESUME = "resume-from"
 CONFIG = "config"
 CODE = "code"
 EMERGENCY = "emergency"
@@ -55,7 +56,7 @@ def checkpoint_directory(run: Run, settings: Settings) -> str:
     return settings.layout.checkpoints
 
 
-def volumes(run: Run) -> list[Manifest]:
+def volumes(run: Run, source: ResumeSource | None = None) -> list[Manifest]:
     """All volumes of a pod."""
     name, spec = run.key.name, run.spec
     found: list[Manifest] = [
@@ -70,6 +71,8 @@ def volumes(run: Run) -> list[Manifest]:
             "secret": {"secretName": labels.bus_secret_name(name), "defaultMode": READ_BY_GROUP, "optional": True},
         },
     ]
+    if source is not None and source.claim:
+        found.append({"name": RESUME, "persistentVolumeClaim": {"claimName": source.claim}})
     found += [_keys(run, container) for container in labels.SIDECARS]
     if spec.runtime.code_config_map_name is not None:
         found.append({"name": CODE, "configMap": {"name": spec.runtime.code_config_map_name}})
@@ -119,13 +122,18 @@ def sidecar_mounts(container: str, settings: Settings) -> list[Manifest]:
     return found
 
 
-def trainer_mounts(run: Run, settings: Settings) -> list[Manifest]:
+def trainer_mounts(run: Run, settings: Settings, source: ResumeSource | None = None) -> list[Manifest]:
+    """The source's own directory appears, read-only, beside this run's in the checkpoint directory."""
     storage = run.spec.checkpoint.storage
     found = [
         *common_mounts(settings),
         _mount(SHM, settings.layout.shm),
         _mount(CHECKPOINTS, checkpoint_directory(run, settings), sub_path=storage.sub_path),
     ]
+    if source is not None and source.claim:
+        path = f"{checkpoint_directory(run, settings)}/{source.uid}"
+        below = f"{source.sub_path}/{source.uid}" if source.sub_path else source.uid
+        found.append(_mount(RESUME, path, sub_path=below, read_only=True))
     if run.spec.runtime.code_config_map_name is not None:
         found.append(_mount(CODE, settings.layout.code, read_only=True))
     return found + [

@@ -29,7 +29,7 @@ def _claim(seen: Observation) -> Iterator[Problem]:
 
 def _source(seen: Observation) -> Iterator[Problem]:
     source = seen.run.spec.checkpoint.resume_from
-    if source is not None and seen.resume_uid is None and number(seen) == 0:
+    if source is not None and seen.resume is None and number(seen) == 0:
         where = f"run {source.run_name} does not exist in namespace {seen.run.key.namespace}"
         message = f"{where}: create it or remove resumeFrom"
         yield Problem("spec.checkpoint.resumeFrom.runName", message, RunReason.RESUME_SOURCE_NOT_FOUND)

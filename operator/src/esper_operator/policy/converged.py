@@ -23,7 +23,9 @@ def node_lost(seen: Observation) -> Plan | None:
 
 def converged(seen: Observation) -> Plan:
     """Nothing to do but to keep the children; a changed configuration is pushed into the pods' mounts."""
-    children = () if problems_of(seen) else build.children(seen.run, seen.settings, seen.resume_uid)
+    children = (
+        () if problems_of(seen) else build.children(seen.run, seen.settings, seen.resume.uid if seen.resume else None)
+    )
     touch = _config_hash(children)
     stale = any(p.config_hash not in ("", touch) for p in newest_pods(seen) if pod_end(p) is None)
     return Plan(

@@ -21,13 +21,13 @@ def missing_job(seen: Observation) -> Plan | None:
     if due is not None and due > seen.now:
         return wait(RunReason.NEW_ATTEMPT, "waiting before the next attempt", remaining(seen, due))
     attempt = next_number(seen)
-    job = build.job(seen.run, attempt, seen.settings)
+    job = build.job(seen.run, attempt, seen.settings, seen.resume)
     forbidden = restricted.check(job["spec"]["template"])
     if forbidden:  # the last line: whatever went wrong before, such a pod is never asked for
         return wait(RunReason.POD_NOT_RESTRICTED, "; ".join(map(str, forbidden)))
     return Plan(
         verdict=Verdict(RunReason.JOB_CREATED, f"attempt {attempt} starts"),
-        children=build.children(seen.run, seen.settings, seen.resume_uid),
+        children=build.children(seen.run, seen.settings, seen.resume.uid if seen.resume else None),
         job=job,
         attempt=attempt,
         requeue_after_s=_retry_s(seen),

@@ -29,6 +29,7 @@ from esper_operator.model import (
     Claim,
     Observation,
     Plan,
+    ResumeSource,
     Secret,
     Settings,
     SignalRecord,
@@ -82,7 +83,7 @@ class Scene:
     claim: Claim | None = None
     secrets: tuple[Secret, ...] = ()
     claim_user: str = ""
-    resume_uid: str | None = None
+    resume: ResumeSource | None = None
     settings: Settings = SETTINGS
 
     # --- the run ---
@@ -95,7 +96,7 @@ class Scene:
         return replace(self, now=self.now + timedelta(seconds=seconds))
 
     def having(self, **changes: Any) -> "Scene":
-        """Any field replaced: settings, claim, resume_uid, labels …"""
+        """Any field replaced: settings, claim, resume, labels …"""
         return replace(self, **changes)
 
     def edited(self, **spec: Any) -> "Scene":
@@ -225,7 +226,7 @@ class Scene:
             broadcasts=self.broadcasts,
             signal=self.signal,
             claim_user=self.claim_user,
-            resume_uid=self.resume_uid,
+            resume=self.resume,
         )
 
     def plan(self) -> Plan:

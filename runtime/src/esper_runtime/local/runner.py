@@ -18,7 +18,7 @@ from esper_leyline.phases import EmergencyStop, Phase
 from esper_operator import observe
 from esper_operator.decide import decide
 from esper_operator.kube.errors import KubeError
-from esper_operator.model import Applied, Child, Claim, Observation, Plan, Run, Settings, StatusChange
+from esper_operator.model import Applied, Child, Claim, Observation, Plan, ResumeSource, Run, Settings, StatusChange
 from esper_operator.reports import Intake
 from esper_operator.signals import Signals
 from esper_operator.status import next_status
@@ -163,7 +163,7 @@ class Runner:
             report_age_s=hands.intake.age_s(run.uid, max(run.status.attempt, own_jobs[-1].attempt if own_jobs else 0)),
             report_cursor=hands.intake.cursor(run.uid),
             signal=await hands.signals.last(run),
-            resume_uid=self._resume_uid,
+            resume=None if self._resume_uid is None else ResumeSource(uid=self._resume_uid),
         )
 
     def _effective(self, resource: Resource) -> Resource:

@@ -2,7 +2,7 @@
 
 import pytest
 from esper_operator.decide import POLICIES, decide
-from esper_operator.model import Ending
+from esper_operator.model import Ending, ResumeSource
 from esper_operator.testing.builders import Scene, a_run
 
 from tests.support.scenes import condition, running
@@ -297,9 +297,19 @@ def test_a_source_to_resume_from_must_exist_only_at_the_start() -> None:
     checkpoint = {"storage": {"claimName": "shared"}, "everySteps": 5, "resumeFrom": {"runName": "before"}}
     scene = a_run(checkpoint=checkpoint)
     assert scene.plan().verdict.reason == "ResumeSourceNotFound"
-    scene = scene.having(resume_uid="uid-before")
-    assert scene.plan().job is not None
-    scene = scene.reconciled().having(resume_uid=None)
+    scene = scene.having(resume=ResumeSource(uid="uid-before", claim="before-checkpoints"))
+    job = scene.plan().job
+    assert job is not None
+    pod = job["spec"]["template"]["spec"]
+    assert {"name": "resume-from", "persistentVolumeClaim": {"claimName": "before-checkpoints"}} in pod["volumes"]
+    assert {
+        "name": "resume-from",
+        "mountPath": "/checkpoints/uid-before",
+        "subPath": "uid-before",
+        "readOnly": True,
+    } in pod["containers"][0]["volumeMounts"]
+    assert all("resume-from" not in str(container) for container in pod["initContainers"])
+    scene = scene.reconciled().having(resume=None)
     assert condition(scene.reconciled(), "Accepted") == ("True", "Accepted")
 
 
