@@ -41,6 +41,8 @@ class Supervised:
         self.config = {"version": 1, "name": "demo", "namespace": "default", "uid": "uid-1", "entrypoint": "a:b"}
         self.environ: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
+        self.log: Path | None = None
+        """Where the container's standard error goes; None: to ours."""
         self._directory = directory
         self._module = trainer_module
         self.run_dir.mkdir()
@@ -75,6 +77,7 @@ class Supervised:
         self.process = subprocess.Popen(
             [sys.executable, "-c", self._program(tick_s=tick_s, settle_s=settle_s, spare_limit_s=spare_limit_s)],
             env=environ,
+            stderr=None if self.log is None else self.log.open("ab"),
         )
 
     def _program(self, **limits: float) -> str:
