@@ -1,7 +1,9 @@
 """Calls the user's `build`, and says what is wrong with it in the user's own frames."""
 
 import importlib
+import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,13 +88,29 @@ def _function(entrypoint: str, module_name: str, function_name: str) -> Any:
 
 
 def shortened(error: BaseException) -> str:
-    """The traceback without Esper's and the import machinery's frames, at most the last eight, then the error."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_OURS + "/tolaria", "<frozen"))
-        and "/importlib/" not in frame.filename
-        and "/site-packages/" not in frame.filename
-    ]
-    lines = traceback.format_list(frames[-8:])
-    return ("".join(lines) + "".join(traceback.format_exception_only(error))).strip()[-MAX_MESSAGE:]
+    """The user's own frames, at most the last eight, then the error.
+
+    Left out are Esper, Python, and installed packages; where the user's code is itself installed, only torch is. The
+    frames of a data loader's worker are in the text of the error that torch makes of them: they are sifted too.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _foreign(frame.filename)]
+    own = [frame for frame in frames if _PACKAGES not in frame.filename] or frames
+    said = _sifted("".join(traceback.format_exception_only(error)))
+    return ("".join(traceback.format_list(own[-8:])) + said).strip()[-MAX_MESSAGE:]
+
+
+_PACKAGES = "/site-packages/"
+_STDLIB = sysconfig.get_paths()["stdlib"]
+_FRAME = re.compile(r'^  File "([^"]+)", line \d+, in .*\n(?:    .*\n)*', re.MULTILINE)
+"""As traceback prints it."""
+
+
+def _foreign(file: str) -> bool:
+    if file.startswith((_OURS + "/tolaria", "<frozen")):
+        return True
+    return f"{_PACKAGES}torch" in file if _PACKAGES in file else file.startswith(_STDLIB)
+
+
+def _sifted(text: str) -> str:
+    """Without frames of others, where a traceback is part of the text."""
+    return _FRAME.sub(lambda frame: "" if _foreign(frame[1]) or _PACKAGES in frame[1] else frame[0], text)
