@@ -57,6 +57,7 @@ class Memory:
         self.config = config
         self._events = events
         self._metrics = metrics
+        self._open = open_snapshots
         self._snapshots = None if open_snapshots is None else open_snapshots()
         self._exempt: frozenset[str] | None = None
         """Buffers that may hold anything, by name; None until the first state is seen."""
@@ -216,6 +217,14 @@ class Memory:
         snapshots.discard_after(held.step)
         self._sound(state)
         return RestoreOutcome.OK
+
+    def parameters_changed(self, state: TrainState) -> None:
+        """Snapshots of another layout fit no more: takes new ones, under the identity of this one."""
+        if self._snapshots is None or self._open is None:
+            return
+        self._snapshots.close()
+        self._snapshots, self._exempt = self._open(), None
+        self.start_again_at(state)
 
     def start_again_at(self, state: TrainState) -> Unsound | None:
         """The state came from elsewhere: older snapshots are of another course of training."""

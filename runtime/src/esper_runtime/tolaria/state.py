@@ -113,10 +113,12 @@ class TrainState:
 
     @property
     def layout(self) -> str:
-        """Identifies the shape of the model: a state fits only where this is equal."""
+        """Identifies the shape of the model and what of it is trained: a state fits only where this is equal."""
         arenas = (*self.update.arenas, *self._buffers)
         return ";".join(
-            f"{m.name}:{m.shape}:{m.stride}:{arena.buffer.dtype}" for arena in arenas for m in arena.members
+            f"{arena.name}:{m.name}:{m.shape}:{m.stride}:{arena.buffer.dtype}"
+            for arena in arenas
+            for m in arena.members
         )
 
     # Buffers
