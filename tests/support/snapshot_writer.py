@@ -1,6 +1,7 @@
 """Forks processes that take snapshots without pause, for tests that kill them at any instant.
 
-Arguments: directory, slots. Reads one line per round from standard input (the next step to begin with), forks, answers with the child's pid.
+Arguments: directory, slots. Reads one line per round from standard input (the next step to begin with), forks, answers
+with the child's pid.
 Every tensor of the state of step n holds n everywhere, so a mixture of two states would show.
 """
 
