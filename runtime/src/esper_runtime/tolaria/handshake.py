@@ -99,12 +99,13 @@ class Boundary:
         assumed = None if restarted else False
         self._degraded: dict[str, bool | None] = {KASMINA: assumed, TAMIYO: assumed}
         self._awaited: _Conversation | None = None
+        self._newest: _Conversation | None = None
         rpc.warm_up(self._sockets.kasmina)
 
     @property
     def idle(self) -> bool:
         """No conversation is going on, so that forking is safe."""
-        return self._awaited is None or not self._awaited.running
+        return self._newest is None or not self._newest.running
 
     @property
     def degraded(self) -> frozenset[str]:
@@ -129,6 +130,7 @@ class Boundary:
         asked = _Conversation(
             _addressed(packet, self._run_uid), self._sockets, attempt=self._attempt, deadline_s=self._hard_deadline_s
         )
+        self._newest = asked
         asked.start()
         asked.done.wait(self._soft_deadline_s - (time.perf_counter() - started))
         answered = asked.done.is_set()

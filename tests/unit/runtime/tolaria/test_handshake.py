@@ -1,5 +1,6 @@
 """What the trainer makes of answers in time, late, refused and broken; the sidecars are servers in this process."""
 
+import os
 import tempfile
 import threading
 import time
@@ -26,8 +27,13 @@ from esper_leyline.v1.command_pb2_grpc import (
     add_TamiyoPolicyServiceServicer_to_server,
 )
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
-from esper_runtime.tolaria.handshake import Boundary, BoundaryResult
+from esper_runtime.tolaria.consult import Consult
+from esper_runtime.tolaria.handshake import HARD_DEADLINE_S, Boundary, BoundaryResult
 from esper_runtime.tolaria.rpc import MAX_MESSAGE
+from esper_runtime.tolaria.stability import Part
+
+from tests.support.standing import Ward
+from tests.support.waiting import until_sync
 
 PATIENT_S = 10.0
 HASTY_S = 0.001
@@ -44,6 +50,8 @@ class Sidecars(KasminaAuthorityServiceServicer, TamiyoPolicyServiceServicer):
         self.raw: bytes | None = None
         self.verdict = CommandVerdict(accepted=True)
         self.error: tuple[grpc.StatusCode, str] | None = None
+        self.deadline_ms = 0
+        self.takes_s = 0.0
         self.held = threading.Event()
         self.held.set()
         self.openings: list[OpenBoundaryRequest] = []
@@ -55,7 +63,13 @@ class Sidecars(KasminaAuthorityServiceServicer, TamiyoPolicyServiceServicer):
 
     def Evaluate(self, request: SystemStatePacket, context: Any) -> SignedCommand:
         self.packets.append(request)
-        command = AdaptationCommand(version=1, command_id=f"for {request.packet_id}", command_type=self.command)
+        command = AdaptationCommand(
+            version=1,
+            command_id=f"for {request.packet_id}",
+            command_type=self.command,
+            execution_deadline_ms=self.deadline_ms,
+        )
+        time.sleep(self.takes_s)  # what it is late by
         if self.error is not None:
             context.abort(*self.error)
         assert self.held.wait(PATIENT_S)
@@ -74,15 +88,21 @@ def run_dir() -> Iterator[Path]:
 @pytest.fixture
 def sidecars(run_dir: Path) -> Iterator[Sidecars]:
     made = Sidecars()
+    server = served(made, run_dir)
+    yield made
+    made.held.set()
+    server.stop(None).wait()
+
+
+def served(made: Sidecars, run_dir: Path) -> Any:
+    """A server for both sidecars."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
     add_KasminaAuthorityServiceServicer_to_server(made, server)  # type: ignore[no-untyped-call]
     add_TamiyoPolicyServiceServicer_to_server(made, server)  # type: ignore[no-untyped-call]
     for name in ("kasmina", "tamiyo"):
         server.add_insecure_port(f"unix:{run_dir}/{name}.sock")
     server.start()
-    yield made
-    made.held.set()
-    server.stop(None).wait()
+    return server
 
 
 class Trainer:
@@ -207,3 +227,108 @@ def test_an_exchange_needs_no_sidecar_at_all(trainer: Trainer) -> None:
     assert result.answered
     assert trainer.boundary.degraded == {"kasmina"}
     trainer.boundary.close()
+
+
+# A Tamiyo that sleeps
+
+
+class Asleep(Sidecars):
+    """Tamiyo takes every question and answers none; it wakes when the trainer hangs up."""
+
+    def Evaluate(self, request: SystemStatePacket, context: Any) -> SignedCommand:
+        hung_up = threading.Event()
+        if context.add_callback(hung_up.set):
+            assert hung_up.wait(PATIENT_S)
+        return SignedCommand()
+
+
+@pytest.fixture
+def asleep(run_dir: Path) -> Iterator[Asleep]:
+    made = Asleep()
+    server = served(made, run_dir)
+    yield made
+    server.stop(None).wait()
+
+
+def settled(boundary: Boundary) -> None:
+    until_sync(lambda: not boundary.awaiting and boundary.idle, what="the conversation ended")
+
+
+@pytest.mark.row("T05")
+def test_a_sleeping_tamiyo_holds_nobody_and_is_one_timeout_after_the_hard_deadline(
+    asleep: Asleep, run_dir: Path, tmp_path: Path
+) -> None:
+    ward = Ward(tmp_path)
+    boundary = Boundary(run_dir, run_uid="run-1", attempt=3)
+    consult = Consult(
+        handshake=boundary, standing=ward.standing, metrics=ward.metrics, facts=ward.facts, events=ward.events
+    )
+    began = time.monotonic()
+    answers = [consult.ask(SystemStatePacket()) for _ in range(3)]  # the second and third ask nobody
+    assert time.monotonic() - began < HARD_DEADLINE_S
+    for result in answers:
+        assert result is not None
+        assert (result.command, result.heard, result.silent) == (None, frozenset(), ())
+        assert consult.account(result) is None
+        consult.report(result)
+    assert ward.metrics.value("tolaria.timeout.tamiyo_total") is None
+    settled(boundary)
+    assert time.monotonic() - began > HARD_DEADLINE_S * 0.9
+    assert len(asleep.openings) == 1
+    result = boundary.collect()
+    assert [(silence.component, silence.timed_out) for silence in result.silent] == [("tamiyo", True)]
+    assert result.heard == {"kasmina"}
+    assert consult.account(result) is False
+    consult.report(result)
+    assert ward.metrics.value("tolaria.timeout.tamiyo_total") == 1
+    assert ward.metrics.value("tolaria.timeout.tamiyo_last_ms") == 0
+    assert ward.metrics.value("tolaria.timeout.kasmina_total") is None
+    assert ward.standing._breakers[Part.TAMIYO].failures == 1
+    assert ward.standing.conservative
+    assert boundary.collect().silent == ()  # told once
+
+
+@pytest.mark.row("T05")
+@pytest.mark.row("T36")
+def test_a_hundred_timeouts_leave_no_thread_and_no_descriptor(asleep: Asleep, run_dir: Path) -> None:
+    boundary = Boundary(run_dir, run_uid="run-1", attempt=3, soft_deadline_s=PATIENT_S, hard_deadline_s=0.02)
+
+    def sleep_through(times: int) -> int:
+        timeouts = 0
+        for _ in range(times):
+            timeouts += sum(silence.timed_out for silence in boundary.exchange(SystemStatePacket()).silent)
+            settled(boundary)
+        return timeouts
+
+    sleep_through(10)
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    assert sleep_through(100) == 100
+    assert not [thread for thread in threading.enumerate() if thread.name == "boundary"]
+    until_sync(lambda: threading.active_count() <= threads, what="no thread more")
+    until_sync(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, what="no descriptor more")
+
+
+@pytest.mark.row("T06")
+def test_a_command_is_refused_when_its_execution_deadline_is_over_before_it_can_act(
+    sidecars: Sidecars, trainer: Trainer
+) -> None:
+    sidecars.deadline_ms = 60_000
+    assert trainer.exchange().command is not None
+    sidecars.deadline_ms, sidecars.takes_s = 1, 0.005
+    result = trainer.exchange()
+    assert result.command is None
+    assert result.rejections == (CommandRejection.STALE_COMMAND,)
+
+
+def test_a_new_process_behind_a_socket_shows(run_dir: Path) -> None:
+    boundary = Boundary(run_dir, run_uid="run-1", attempt=3)
+    assert boundary.signs_of_life() == {"kasmina": (0, 0), "tamiyo": (0, 0)}
+    first = served(Sidecars(), run_dir)
+    alive = boundary.signs_of_life()
+    assert all(any(identity) for identity in alive.values())
+    assert boundary.signs_of_life() == alive
+    first.stop(None).wait()
+    second = served(Sidecars(), run_dir)
+    again = boundary.signs_of_life()
+    second.stop(None).wait()
+    assert all(again[name] != alive[name] for name in alive)
