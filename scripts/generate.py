@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from esper_leyline import events
+from esper_leyline import metrics as runtime_metrics
 from esper_operator import metrics, settings
 from esper_operator.api import crd
 
@@ -58,8 +60,14 @@ def custom_resource(out: Path) -> None:
 
 
 def references(out: Path) -> None:
-    """What the operator is told by environment variables and tells by metrics."""
-    for name, text in (("settings", settings.reference()), ("metrics", metrics.reference())):
+    """What the operator is told by environment variables and tells by metrics; what the runtime tells."""
+    pages = {
+        "settings": settings.reference(),
+        "metrics": metrics.reference(),
+        "runtime-metrics": runtime_metrics.reference(),
+        "record": events.reference(),
+    }
+    for name, text in pages.items():
         target = out / f"docs/reference/{name}.md"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")

@@ -21,29 +21,27 @@ class Level(StrEnum):
 
 
 class RunEvent(StrEnum):
-    """What a line of the record is about. The comment says what its `fields` hold beside reason and message."""
+    """What a line of the record is about."""
 
     # The course of training
-    STARTED = "tolaria.trainer.started"  # source, trainerStart, device, threads, torch, epochs
-    ENDED = "tolaria.trainer.ended"  # exitCode, savedStep
-    TRANSITION = "tolaria.transition"  # from, to
-    PROGRESS = "tolaria.progress"  # loss
-    EPOCH = "tolaria.epoch.closed"  # epoch, epochs, loss, metrics, samplesPerSecond
-    METRICS = "tolaria.metrics"  # every gauge and counter without labels, by name
+    STARTED = "tolaria.trainer.started"
+    ENDED = "tolaria.trainer.ended"
+    TRANSITION = "tolaria.transition"
+    PROGRESS = "tolaria.progress"
+    EPOCH = "tolaria.epoch.closed"
+    METRICS = "tolaria.metrics"
     NOTICE = "tolaria.notice"
-    RUN_COMPLETED = "tolaria.run.completed"  # bestStep, exportPath, metrics
-    RUN_FAILED = "tolaria.run.failed"  # exitCode
+    RUN_COMPLETED = "tolaria.run.completed"
+    RUN_FAILED = "tolaria.run.failed"
     FAULT_INJECTED = "tolaria.fault_injected"
 
     # Recovery
-    ROLLBACK_STARTED = "tolaria.rollback.started"  # from, to: phases
-    ROLLBACK_COMPLETED = (
-        "tolaria.rollback.completed"  # kind, cause, tier, fromStep, toStep, detectMs, recoverMs, verified
-    )
-    RECOVERY_COMPLETED = "tolaria.recovery.completed"  # the same, of a new trainer process
+    ROLLBACK_STARTED = "tolaria.rollback.started"
+    ROLLBACK_COMPLETED = "tolaria.rollback.completed"
+    RECOVERY_COMPLETED = "tolaria.recovery.completed"
     RESTORE_FAILED = "tolaria.rollback.restore_failed"
-    STALL_DETECTED = "tolaria.stall_detected"  # detectMs
-    CHECKPOINT_COMMITTED = "tolaria.checkpoint.committed"  # step, bestStep, count, bytes, stallMs
+    STALL_DETECTED = "tolaria.stall_detected"
+    CHECKPOINT_COMMITTED = "tolaria.checkpoint.committed"
     CHECKPOINT_FAILED = "tolaria.checkpoint.failed"
 
     # Boundary, breakers, modes
@@ -61,10 +59,10 @@ class RunEvent(StrEnum):
     COMMAND_EXPIRED = "tolaria.command.expired"
     ESCALATED = "tolaria.emergency.escalated"
     DEESCALATED = "tolaria.emergency.deescalated"
-    HALT = "tolaria.emergency.halt"  # from, to: phases
-    ACKNOWLEDGED = "tolaria.emergency.acknowledged"  # signal, stage, elapsedMs
-    DEGRADED = "tolaria.degraded"  # component
-    MENDED = "tolaria.mended"  # component
+    HALT = "tolaria.emergency.halt"
+    ACKNOWLEDGED = "tolaria.emergency.acknowledged"
+    DEGRADED = "tolaria.degraded"
+    MENDED = "tolaria.mended"
 
     # Learning rate, optimizer, features
     LR_VIOLATION = "tolaria.lr_integrity_violation"
@@ -74,6 +72,60 @@ class RunEvent(StrEnum):
     FEATURE_FALLBACK = "tolaria.feature_fallback"
     PROFILER_TRACE = "tolaria.profiler.trace"
     PROFILER_FAILED = "tolaria.profiler.export_failed"
+
+
+_RECOVERY = "kind, cause, tier, fromStep, toStep, detectMs, recoverMs, verified"
+MEANING: dict[RunEvent, tuple[str, str]] = {
+    RunEvent.STARTED: (
+        "A trainer process is ready to train",
+        "source, trainerStart, device, threads, torch, optimizerPath, epochs",
+    ),
+    RunEvent.ENDED: ("Its last word", "exitCode, savedStep"),
+    RunEvent.TRANSITION: ("The run moves to another phase", "from, to"),
+    RunEvent.PROGRESS: ("Loss of a step: one a second at most, fewer the longer the run is", "loss"),
+    RunEvent.EPOCH: ("An epoch is trained and validated", "epoch, epochs, totalSteps, loss, metrics, samplesPerSecond"),
+    RunEvent.METRICS: ("Gauges and counters at the end of an epoch", "values"),
+    RunEvent.NOTICE: ("What has no name of its own; `reason` says what it is", ""),
+    RunEvent.RUN_COMPLETED: ("Training is complete, the model is exported", "bestStep, exportPath, metrics"),
+    RunEvent.RUN_FAILED: ("An end that no restart cures", "exitCode"),
+    RunEvent.FAULT_INJECTED: ("spec.faultInjection fires", ""),
+    RunEvent.ROLLBACK_STARTED: ("The loss or state is bad; the run goes back", "from, to"),
+    RunEvent.ROLLBACK_COMPLETED: ("The trainer is back at a good state, in place", _RECOVERY),
+    RunEvent.RECOVERY_COMPLETED: ("A new trainer process goes on where an earlier one ended", _RECOVERY),
+    RunEvent.RESTORE_FAILED: ("A tier of rollback failed", ""),
+    RunEvent.STALL_DETECTED: ("The trainer before this one hung", "detectMs"),
+    RunEvent.CHECKPOINT_COMMITTED: (
+        "The state of the checkpoints after a save, or at the start",
+        "latestStep, bestStep, count, bytes, stallMs",
+    ),
+    RunEvent.CHECKPOINT_FAILED: ("A save failed; training goes on", ""),
+    RunEvent.TAMIYO_ERROR: ("Tamiyo does not answer", ""),
+    RunEvent.TAMIYO_TIMEOUT: ("Tamiyo did not answer in time", ""),
+    RunEvent.KASMINA_ERROR: ("Kasmina does not answer", ""),
+    RunEvent.KASMINA_TIMEOUT: ("Kasmina did not answer in time", ""),
+    RunEvent.CONSERVATIVE_ENTERED: ("Conservative mode begins", ""),
+    RunEvent.CONSERVATIVE_CLEARED: ("Conservative mode is over", ""),
+    RunEvent.BREAKER_OPENED: ("A breaker opened", ""),
+    RunEvent.BREAKER_CLOSED: ("A breaker closed", ""),
+    RunEvent.HOOK_BUDGET_EXCEEDED: ("The boundary took longer than its budget", ""),
+    RunEvent.COMMAND_ACCEPTED: ("A command of Tamiyo took effect", ""),
+    RunEvent.COMMAND_REJECTED: ("A command was refused", ""),
+    RunEvent.COMMAND_EXPIRED: ("A command came too late", ""),
+    RunEvent.ESCALATED: ("The emergency level rose", ""),
+    RunEvent.DEESCALATED: ("The emergency level fell", ""),
+    RunEvent.HALT: ("The run is halted", "from, to"),
+    RunEvent.ACKNOWLEDGED: ("An emergency signal was obeyed", "signal, stage"),
+    RunEvent.DEGRADED: ("A part does not work as it should; training goes on", "component"),
+    RunEvent.MENDED: ("It works again", "component"),
+    RunEvent.LR_VIOLATION: ("Something else than the schedule had changed a learning rate", ""),
+    RunEvent.OPTIMIZER_REBUILT: ("The optimizer was rebuilt", ""),
+    RunEvent.COMPILE_FALLBACK: ("torch.compile is off", ""),
+    RunEvent.GRAPH_FALLBACK: ("CUDA graphs are off", ""),
+    RunEvent.FEATURE_FALLBACK: ("A feature that was asked for is off", ""),
+    RunEvent.PROFILER_TRACE: ("A trace was written", ""),
+    RunEvent.PROFILER_FAILED: ("A trace could not be written", ""),
+}
+"""In a sentence, and what its `fields` hold beside reason and message."""
 
 
 PRIORITY: dict[Level, MessagePriority] = {
@@ -89,3 +141,37 @@ LOW = frozenset({RunEvent.PROGRESS, RunEvent.METRICS})
 def priority(event: RunEvent, level: Level) -> MessagePriority:
     """Of a line, by which a full queue chooses what to drop."""
     return MESSAGE_PRIORITY_LOW if event in LOW and level is Level.INFO else PRIORITY[level]
+
+
+def reference() -> str:
+    """docs/reference/record.md."""
+    lines = [*_INTRODUCTION.strip().splitlines(), "", "| Event | Meaning | Fields |", "|---|---|---|"]
+    for event, (meaning, held) in MEANING.items():
+        fields = ", ".join(f"`{name}`" for name in held.split(", ") if held)
+        lines.append(f"| `{event}` | {meaning}. | {fields} |")
+    return "\n".join(lines) + "\n"
+
+
+_INTRODUCTION = """
+# The run's record
+
+`<run-uid>/record.jsonl` on the checkpoint volume, one JSON object a line, written by the trainer. `esper report` draws
+a report from it. Generated from `esper_leyline.events`; do not edit.
+
+| Key | Meaning |
+|---|---|
+| `id` | attempt, incarnation of the pod, start of the trainer in it, and a number that rises: `1.1.2.42` |
+| `time` | wall clock, UTC, for people |
+| `ns` | CLOCK_MONOTONIC of the node: order and durations within one trainer process |
+| `attempt`, `incarnation` | of the run, of its pod |
+| `step` | where training was |
+| `level` | INFO, WARNING, ERROR or CRITICAL |
+| `event`, `fields` | see below; most have `reason` and `message` |
+| `repeats`, `count` | the line stands for so many more of the line with that id, within its epoch |
+| `dropped` | lines before this one that found no room in the queue, by priority |
+| `lost` | lines before this one that the volume did not take |
+
+Bounds: 10,000 lines wait at most (then the least important go), 16 KiB a line, 8 MiB a file; the older file is
+`record.1.jsonl`. Lines are not synchronised one by one: a node that loses power may lose the last seconds, and readers
+pass over a torn line. A volume that takes no lines degrades the run (`RecordIncomplete`) and stops nothing.
+"""

@@ -127,7 +127,7 @@ TOLARIA: tuple[Metric, ...] = (
         "tolaria.checkpoint.durability_mode", _G, "mode", "How writes are made durable: 1 O_DSYNC, 2 fsync, 0 unknown"
     ),
     Metric("tolaria.telemetry.dropped_total", _C, "1", "Telemetry dropped by a bound", ("priority",)),
-    # The names of the design's first page
+    # The names of the design's first page; its tolaria_rollback_duration_ms is the histogram above
     Metric("tolaria.epochs_completed_total", _C, "1", "Epochs closed"),
     Metric("tolaria.rollbacks_initiated_total", _C, "1", "Rollbacks begun"),
     Metric("tolaria.rollbacks_succeeded_total", _C, "1", "Rollbacks done"),
@@ -137,6 +137,24 @@ TOLARIA: tuple[Metric, ...] = (
     Metric("tolaria.memory_usage_gb", _G, "GiB", "Memory of the trainer, or of its device"),
     Metric("tolaria.epoch_duration_seconds", _G, "s", "Epoch closed last"),
     Metric("tolaria.checkpoint_duration_seconds", _G, "s", "Last save"),
-    Metric("tolaria.rollback_duration_ms", _G, "ms", "Last rollback"),
 )
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in TOLARIA}
+
+
+def reference() -> str:
+    """docs/reference/runtime-metrics.md."""
+    lines = [
+        "# Metrics of the runtime",
+        "",
+        "Of one trainer process; its supervisor serves them at `/metrics`. A metric appears when it is first set, and",
+        "counters begin at 0 with each process. At the end of each epoch those without labels are in the run's record,",
+        "by their dotted names. Generated from `esper_leyline.metrics`; do not edit.",
+        "",
+        "| Name | Prometheus | Type | Unit | Labels | Meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for metric in TOLARIA:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        names = f"`{metric.name}` | `{metric.prometheus}`"
+        lines.append(f"| {names} | {metric.kind} | {metric.unit} | {labels} | {metric.text}. |")
+    return "\n".join(lines) + "\n"
