@@ -95,6 +95,7 @@ class Pod:
         try:
             return train(parts, state)
         finally:
+            parts.step.close()
             parts.checkpoints.close(5.0)
             parts.epoch_end.handshake.close()
             parts.publisher.close(5.0)
@@ -106,6 +107,7 @@ class Pod:
         try:
             return train(parts, state)
         finally:
+            parts.step.close()
             parts.checkpoints.close(5.0)
             parts.epoch_end.handshake.close()
             parts.publisher.close(5.0)

@@ -39,8 +39,8 @@ def encode(value: Any) -> Any:
             return {key: encode(element) for key, element in value.items()}
         return {"~map": [[encode(key), encode(element)] for key, element in value.items()]}
     raise TypeError(
-        f"the dataset's state has a value of type {type(value).__name__}; only numbers, text, bytes, tensors, numeric arrays and "
-        "lists, tuples and mappings of them can be saved"
+        f"the dataset's state has a value of type {type(value).__name__}; only numbers, text, bytes, tensors, numeric "
+        "arrays and lists, tuples and mappings of them can be saved"
     )
 
 

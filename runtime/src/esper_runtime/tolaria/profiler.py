@@ -30,7 +30,7 @@ DIRECTORY = "profiles"
 MAX_TRACES = 32
 MAX_BYTES = 256 * 1024 * 1024
 """Of all traces of a run together, compressed; the oldest go first."""
-CLOSE_S = 10.0
+CLOSE_S = 3.0
 _FAILURES = (RuntimeError, OSError, ValueError, AssertionError)
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Profiler(Step):
         self._stability = stability
         self._new_recording = new_recording
         self._recording: Recording | None = None
-        self._first = 0
+        self._first = self._last = 0
         self._undo: list[Callable[[], None]] = []
         metrics.set("tolaria.profiler.enabled", 0)
 
@@ -99,12 +99,13 @@ class Profiler(Step):
             if wanted:
                 self._begin(step)
             else:
-                self._end(step - 1)
+                self._end()
+        self._last = step
         self._tell()
         return self._step.run(batch, state)
 
     def close(self) -> None:
-        self._end(self._first + self._window.active_steps - 1)
+        self._end()
         self._writer.close(CLOSE_S)
         self._tell()
 
@@ -124,8 +125,9 @@ class Profiler(Step):
         if self._model is not None:
             self._cover_calls(self._model)
 
-    def _end(self, last: int) -> None:
+    def _end(self) -> None:
         recording, self._recording = self._recording, None
+        last = self._last
         while self._undo:
             self._undo.pop()()
         if recording is None:

@@ -1,5 +1,6 @@
 import json
 import sys
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ def test_fixed_epochs_go_on_from_pass_to_pass():
     one = loader(featured.PlainStream, size=8, steps_per_epoch=2)
     steps = [step for step in rest(one) if step]
     assert [len(step) for step in steps] == [3, 3, 2, 3, 3, 2]
-    assert sorted(sum(steps[:3], [])) == list(range(8))
+    assert sorted(chain.from_iterable(steps[:3])) == list(range(8))
     assert one.batches_per_epoch == 2
 
 
