@@ -81,6 +81,7 @@ def run(bench: Bench, config: RunConfig) -> Outcome:
         bench.laps.mark("restore")
         parts.control.listen()
         outcome = train(parts, built.state)
+        parts.step.close()
         parts.checkpoints.close(CLOSE_S)
         return outcome
     except UserCodeError as error:
