@@ -141,7 +141,7 @@ class Cosine(Schedule):
 
     def decayed(self, base: float, step: int, epoch: int, plan: Plan, reductions: int) -> float:
         cycles = self.restarts + 1
-        length = self.t_max or max(1, self.rest(plan) // cycles)
+        length = self.t_max or max(1, (plan.steps - self.warmup_steps) // cycles)
         if step >= length * cycles:
             return self.min_rate
         left = 0.5 * (1.0 + math.cos(math.pi * (step % length) / length))

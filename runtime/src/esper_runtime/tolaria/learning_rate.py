@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from esper_leyline.reasons import RunReason
 
-from esper_runtime.schedules import Constant, Cosine, Linear, Plan, Seen
+from esper_runtime.schedules import Constant, Cosine, Frozen, Linear, Plan, Seen
 from esper_runtime.tolaria.entrypoint import UserCodeError
 from esper_runtime.tolaria.groups import Group, GroupError
 from esper_runtime.tolaria.metrics import Metrics
@@ -22,6 +22,8 @@ from esper_runtime.tolaria.update import Update
 
 MAX_HISTORY = 1000
 ABSOLUTE, RELATIVE = 1e-12, 1e-6
+_STEADY = (Constant, Frozen)
+"""Schedules that change nothing after their warm-up."""
 
 
 class Mark(NamedTuple):
@@ -43,6 +45,11 @@ class LearningRate:
         self._stability = stability
         self._found = 0
         """Foreign changes so far."""
+        self._changes = 0
+        """Of the update's groups, when they were looked at last."""
+        self._steady_from = math.inf
+        self._steady_scale: float | None = None
+        """With this scale every rate stays what it is."""
         self.history: deque[Mark] = deque(maxlen=MAX_HISTORY)
         for registered, group in zip(update.groups, update.optimizer.param_groups, strict=True):
             _require_length(registered, plan)
@@ -56,7 +63,7 @@ class LearningRate:
 
         `scale` is the run's own factor. UserCodeError when a schedule cannot be used any more.
         """
-        update, plan = self._update, self._plan
+        update = self._update
         groups, live = update.groups, update.optimizer.param_groups
         if len(groups) != len(live):
             raise UserCodeError(
@@ -68,12 +75,31 @@ class LearningRate:
             found = group["lr"]
             if found != registered.written if type(found) is float else _may_differ(found, registered):
                 self._judge(registered, group, step)
-            try:
+        if update.changes != self._changes:
+            self._look_ahead()
+        if scale != self._steady_scale:
+            self._write_all(step, epoch, scale)
+
+    def _look_ahead(self) -> None:
+        """After a change of groups: from which step on nothing changes any more."""
+        groups = self._update.groups
+        steady = all(type(group.options.schedule) in _STEADY for group in groups)
+        ends = [group.from_step + group.options.schedule.warmup_steps for group in groups]
+        self._steady_from = max(ends) if steady else math.inf
+        self._steady_scale = None
+        self._changes = self._update.changes
+
+    def _write_all(self, step: int, epoch: int, scale: float) -> None:
+        update, plan = self._update, self._plan
+        try:
+            for registered, group in zip(update.groups, update.optimizer.param_groups, strict=True):
                 rate = registered.rate(step, epoch, scale, plan)
-            except GroupError as error:
-                raise UserCodeError(RunReason.USER_CODE_ERROR, str(error)) from error
-            if rate != registered.written:
-                _write(registered, group, rate)
+                if rate != registered.written:
+                    _write(registered, group, rate)
+        except GroupError as error:
+            raise UserCodeError(RunReason.USER_CODE_ERROR, str(error)) from error
+        if step >= self._steady_from:
+            self._steady_scale = scale
 
     def _judge(self, registered: Group, group: dict[str, Any], step: int) -> None:
         """The rate is not exactly what was written: rounded by a tensor's type, or changed by somebody."""
@@ -87,9 +113,7 @@ class LearningRate:
         self._metrics.add("tolaria.lr_violations_total")
         message = f"learning rate of parameter group {registered.name!r} {wrong} before step {step + 1}; put back"
         self._stability.failed(Part.LR_INTEGRITY, message)
-        if (
-            self._found.bit_count() == 1
-        ):  # the 1st, 2nd, 4th, 8th ...: something that writes in every step is told often
+        if self._found.bit_count() == 1:  # 1, 2, 4, 8 ...: it may go on in every step
             counted = f"{message} ({self._found} so far; only Tolaria sets learning rates: use Workload.schedule)"
             self._events.notice(RunReason.LEARNING_RATE_TAMPERED, counted, warning=True)
 
@@ -133,6 +157,7 @@ class LearningRate:
         """Base rates stay those of the workload, except of groups that came while training."""
         while self.history and self.history[-1].step > saved.get("step", 0):
             self.history.pop()
+        self._changes = 0  # groups may begin elsewhere
         found = saved.get("groups", {})
         for registered, group in zip(self._update.groups, self._update.optimizer.param_groups, strict=True):
             facts = found.get(registered.name)

@@ -55,6 +55,8 @@ class Update:
         self._own_description = describe(optimizer)
         self._rebuilt: dict[str, Any] | None = None
         """Describes an optimizer that is not the one the workload made."""
+        self.changes = 0
+        """How often groups or optimizer were exchanged."""
         self._bind()
 
     def _bind(self) -> None:
@@ -72,6 +74,7 @@ class Update:
         self._choose()
 
     def _choose(self) -> None:
+        self.changes += 1
         self.needs_closure = _needs_closure(self.optimizer)
         states = self.optimizer.state
         why = why_per_tensor(self._model, self.optimizer)
