@@ -152,9 +152,11 @@ class Commands:
         if self._rebuild is None:
             raise Refused(f"this trainer cannot rebuild its optimizer as {shown!r}")
         if self._standing.conservative:
+            self._metrics.add("tolaria.opt.rebuild_skipped_total")
             why = "; ".join(self._standing.why_conservative.values())
             raise Refused(f"no optimizer is rebuilt in conservative mode: {why}")
         if not self._standing.allows(Part.OPTIMIZER_REBUILD):
+            self._metrics.add("tolaria.opt.rebuild_skipped_total")
             raise Refused("the breaker optimizer_rebuild is open")
         rebuild = self._rebuild
         try:
