@@ -6,7 +6,8 @@ from pathlib import Path
 
 from esper_runtime.checkpoint import manifest as manifests
 from esper_runtime.checkpoint.errors import CorruptFileError
-from esper_runtime.checkpoint.manifest import Manifest
+from esper_runtime.checkpoint.files import Disk, digest_file
+from esper_runtime.checkpoint.manifest import FileDigest, Manifest
 from esper_runtime.checkpoint.retention import Generation
 from esper_runtime.checkpoint.volume import attempts_below
 
@@ -71,3 +72,27 @@ def generation_of(manifest: Manifest, path: Path) -> Generation:
         files=len(manifest.files),
         metrics=dict(manifest.metrics),
     )
+
+
+def damages(entry: Entry, disk: Disk) -> Iterator[str]:
+    """What is wrong with a generation, every byte of every file read. Nothing: it is whole."""
+    if entry.manifest is None:
+        yield entry.problem
+        return
+    for name, want in entry.manifest.files.items():
+        why = _damage(entry.path / name, want, disk)
+        if why:
+            yield f"{entry.where}/{name}: {why}"
+
+
+def _damage(path: Path, want: FileDigest, disk: Disk) -> str:
+    try:
+        size = path.stat().st_size
+        if size != want.size:
+            return f"has {size} bytes instead of {want.size}"
+        found = digest_file(path, size=want.size, disk=disk)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read: {error}"
+    return "" if found == want else f"digest mismatch: {found.xxh3_128} instead of {want.xxh3_128}"

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 from esper_leyline.exitcodes import CliExit
 
+from esper_runtime.cli import checkpoint
 from esper_runtime.cli.backend import Backend, BackendError, Place, choose
 from esper_runtime.cli.output import Format, say
 from esper_runtime.local.errors import LocalError, ManifestError
@@ -120,7 +121,7 @@ def list_runs(
     state: State = None,
     local: Local = None,
 ) -> None:
-    """List runs: this machine's if there are any, else the cluster's."""
+    """List runs: this machine's if it has any, else the cluster's."""
     from esper_runtime.cli.watching import list_runs as listing
 
     backend = choose(Place(namespace, context, kubeconfig, state, local))
@@ -265,6 +266,9 @@ def report(
     from esper_runtime.cli.report import report as story
 
     typer.echo(story(target, html=html, namespace=namespace, state=state))
+
+
+app.add_typer(checkpoint.app)
 
 
 @app.command()

@@ -11,7 +11,10 @@ from esper_runtime.cli.main import app, guarded
 from esper_runtime.local.errors import ManifestError
 from esper_runtime.local.state import StateDir
 
-COMMANDS = ("run", "validate", "list", "status", "logs", "halt", "resume", "suspend", "fetch", "report", "crd", "version")
+COMMANDS = (
+    "run", "validate", "list", "status", "logs", "halt", "resume", "suspend", "fetch", "report", "checkpoint", "crd",
+    "version",
+)  # fmt: skip
 
 
 @pytest.fixture
