@@ -15,6 +15,9 @@ def generation(
     loss: float | None = None,
     verified: bool = True,
     corrupt: bool = False,
+    suspect: bool = False,
+    size: int = 1,
+    aged_at: float = 0.0,
 ) -> Generation:
     return Generation(
         attempt=attempt,
@@ -22,8 +25,10 @@ def generation(
         step=number * 10 if step is None else step,
         epoch=0,
         path=Path(f"a{attempt:05d}/gen-{number:010d}"),
-        size_bytes=1,
+        size_bytes=size,
         created=0.0,
+        aged_at=aged_at,
+        suspect=suspect,
         metrics={} if loss is None else {"loss": loss},
         verified=verified,
         corrupt=corrupt,
@@ -85,3 +90,44 @@ def test_a_newer_attempt_is_newer_whatever_its_steps():
 @pytest.mark.parametrize("keep_latest", [0, -1])
 def test_one_always_stays(keep_latest: int):
     assert deleted([generation(1), generation(2)], keep_latest=keep_latest) == [1]
+
+
+HOUR = 3600
+
+
+@pytest.mark.parametrize(
+    ("max_age_seconds", "gone"), [(0, []), (4 * HOUR, []), (3 * HOUR, [1]), (2 * HOUR, [1, 2]), (1, [1, 2, 3, 4])]
+)
+def test_what_is_older_than_the_newest_by_the_limit_goes_whatever_else_would_keep_it(
+    max_age_seconds: int, gone: list[int]
+):
+    several = [generation(n, loss=n, aged_at=n * HOUR) for n in (1, 2, 3, 4, 5)]
+    assert deleted(several, keep_latest=5, keep_best=1, max_age_seconds=max_age_seconds) == gone
+
+
+def test_ages_are_counted_from_the_newest_verified_one_not_from_now():
+    several = [generation(1, aged_at=0), generation(2, aged_at=10), generation(3, aged_at=99, verified=False)]
+    assert deleted(several, keep_latest=3, max_age_seconds=50) == []
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "gone"), [(0, []), (100, []), (99, [1]), (70, [1]), (69, [1, 2]), (40, [1, 2, 3]), (1, [1, 2, 3])]
+)
+def test_the_oldest_go_until_the_rest_fits_but_never_the_newest(max_bytes: int, gone: list[int]):
+    several = [generation(n, size=size) for n, size in ((1, 30), (2, 20), (3, 10), (4, 40))]
+    assert deleted(several, keep_latest=4, max_bytes=max_bytes) == gone
+
+
+def test_nothing_older_is_kept_beyond_one_that_does_not_fit():
+    several = [generation(1, size=1), generation(2, size=90), generation(3, size=10)]
+    assert deleted(several, keep_latest=3, max_bytes=50) == [1, 2]
+
+
+def test_a_suspect_one_takes_no_place_is_never_best_and_protects_nothing():
+    several = [generation(1, loss=0.5), generation(2, loss=0.1, suspect=True), generation(3, loss=0.9)]
+    assert deleted(several, keep_latest=2, keep_best=1) == [2]
+    assert [g.number for g in best(several, Retention(), 3)] == [1, 3]
+    alone = [generation(1, verified=False), generation(2, suspect=True)]
+    assert deleted(alone, keep_latest=1) == []
+    behind = [generation(1), generation(2), generation(3, suspect=True)]
+    assert deleted(behind, keep_latest=1) == [1], "the newest good one and what is newer stay"
