@@ -55,6 +55,8 @@ from torch.optim import Optimizer
 
 from esper_runtime.schedules import Schedule, as_schedule
 
+__all__ = ["Batch", "ConfigError", "Data", "Goal", "Precision", "Sums", "Workload", "accuracy", "read_config"]
+
 Batch = Any
 """What the data yields: the same structure as in-memory data, or what torch's default_collate makes of samples."""
 Data = Any
@@ -176,7 +178,6 @@ def relation_of(name: str, goal: Goal) -> tuple[str, float]:
         raise ValueError(f'Workload.goals[{name!r}] is {goal!r}; give a least value, or ("<=", greatest value)')
     assert isinstance(value, (int, float))
     return relation, float(value)
-
 
 
 def accuracy(model: nn.Module, batch: Batch) -> Sums:
