@@ -61,7 +61,7 @@ def test_spike_is_found_after_three_steps_and_all_its_batches_are_skipped(tmp_pa
     pod = Pod(tmp_path / "faulty").configure(
         config={"epochs": 4},
         faultInjection=[{"kind": "LossSpike", "step": 33}],
-        health={"lossSpike": {"windowSteps": 40}},
+        health={"lossSpike": {"windowSteps": 80}},
     )
     assert pod.train().exit_code == 0
     recovery = pod.events("recovery")[0]
@@ -69,7 +69,7 @@ def test_spike_is_found_after_three_steps_and_all_its_batches_are_skipped(tmp_pa
     assert pod.counters().skipped_batches == 3
     same_bits(
         pod.newest(),
-        reference(tmp_path, [32, 33, 34], {"epochs": 4}, health={"lossSpike": {"windowSteps": 40}}).newest(),
+        reference(tmp_path, [32, 33, 34], {"epochs": 4}, health={"lossSpike": {"windowSteps": 80}}).newest(),
     )
 
 

@@ -54,6 +54,8 @@ class GenerationData:
     """What keepBest compares. Values that are not finite are left out."""
     suspect: bool = False
     """Saved while the loss was under suspicion: never a target of its own accord."""
+    sound: Callable[[], bool] = lambda: True
+    """Whether all of it that should be finite is; asked by the thread that writes. If not, it is suspect too."""
     release: Callable[[], None] = lambda: None
     """Called once the tensors may change again."""
 

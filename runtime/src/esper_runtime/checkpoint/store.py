@@ -255,7 +255,7 @@ class Store:
             metrics={name: float(value) for name, value in data.metrics.items() if math.isfinite(value)},
             files={},
             aged_at=round(since + self._monotonic() - at, 3),
-            suspect=data.suspect,
+            suspect=data.suspect or not data.sound(),
             durability=Durability.UNKNOWN if self.probe is None else self.probe.mode,
             txn=txn,
             context=self._context(),

@@ -23,6 +23,7 @@ from esper_runtime.tolaria.consult import Consult
 from esper_runtime.tolaria.durable import Checkpoints
 from esper_runtime.tolaria.handshake import Boundary as Handshake
 from esper_runtime.tolaria.handshake import BoundaryResult
+from esper_runtime.tolaria.judge import Call, Verdict, judge_validation
 from esper_runtime.tolaria.learning_rate import LearningRate
 from esper_runtime.tolaria.memory import Memory
 from esper_runtime.tolaria.metrics import Metrics
@@ -83,12 +84,16 @@ class EpochEnd:
         self.learning_rate.observe(comparable(measured), step=state.step, epoch=state.epoch)
         self.events.epoch(self._progress(state, took_s))
         closed = self._closed(state, took_s)
+        worse = self._compared(state)
         state.loader.next_epoch()
         state.sums = EpochSums()
         self.beside_ms = {}
         self._beside("checkpoint", lambda: self._keep(state))
         self._beside("settings", lambda: self._reread_config(state))
+        step = state.step
         outcome = self._boundary(state, closed)
+        if outcome is None and worse is not None and state.step == step:  # else Tamiyo has led it back already
+            outcome = self._beside("rollback", lambda: self.rollbacks.regressed(state, worse))
         self._epoch_began = self.monotonic()
         return outcome
 
@@ -200,6 +205,22 @@ class EpochEnd:
         return progress
 
     # Keeping
+
+    def _compared(self, state: TrainState) -> Verdict | None:
+        """What to do about an epoch that is worse than the best one before; None when it is not."""
+        retention = self.config.checkpoint.retention
+        value = comparable(self.metrics).get(retention.metric)
+        if value is None or state.best is None:
+            return None
+        verdict = judge_validation(
+            self.config.health,
+            name=retention.metric,
+            mode=retention.mode,
+            value=value,
+            best=state.best.value,
+            best_step=state.best.step,
+        )
+        return verdict if verdict.call is Call.BAD else None
 
     def _keep(self, state: TrainState) -> None:
         """A checkpoint of an epoch that is the best so far; others follow their cadence."""

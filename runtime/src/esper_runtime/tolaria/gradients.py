@@ -2,8 +2,8 @@
 
 The norm is that of what backward gave, before any clipping: clipping limits the step, not the cause. A norm is unusual
 when it is more than `factor` times its moving average (corrected for its start at zero) and above a maximum that fades
-by a hundredth per step, while the loss is not among the lowest of its window: a gradient that grows while the loss
-falls is learning, such as a deep network that leaves its first plateau.
+by a hundredth per step, unless the loss is among the lowest quarter of its window: a gradient that grows while the loss
+falls is learning, such as that of a deep network which leaves its first plateau.
 """
 
 import math

@@ -4,6 +4,7 @@ The target is a state from before the first suspect step; the batches of all sus
 a rollback changes for ever (its count, the skipped batches, the learning-rate scale) goes into the run's log.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Trouble:
     began_ns: int
     """CLOCK_MONOTONIC when the first bad value existed."""
     detected_ns: int
+    target: str = ""
+    """In the place of rollback.target."""
 
 
 class Rollbacks:
@@ -123,6 +126,22 @@ class Rollbacks:
         )
         return self._act(state, trouble, verdict)
 
+    def regressed(self, state: TrainState, verdict: Verdict) -> Outcome | None:
+        """An epoch ended worse than the best one, whose checkpoint is the target; no batch is to blame for it."""
+        assert verdict.reason is not None
+        now_ns = time.monotonic_ns()
+        trouble = Trouble(
+            cause=verdict.reason,
+            message=verdict.message,
+            at_step=state.step,
+            first_suspect=verdict.first_suspect,
+            poisoned=(),
+            began_ns=now_ns,
+            detected_ns=now_ns,
+            target="Best",
+        )
+        return self._act(state, trouble, verdict)
+
     def _act(self, state: TrainState, trouble: Trouble, verdict: Verdict) -> Outcome | None:
         self._suspects.clear()
         self._stability.anomaly(trouble.cause, trouble.message)
@@ -145,7 +164,7 @@ class Rollbacks:
         volume.
         """
         began = self._monotonic()
-        config = self.config
+        config = dataclasses.replace(self.config, target=trouble.target) if trouble.target else self.config
         used = self._facts.rollbacks_within(config.window_seconds)
         if used >= config.max_rollbacks:
             limit = f"rollback.maxRollbacks within {config.window_seconds} s of training"
@@ -160,15 +179,14 @@ class Rollbacks:
         )
         if isinstance(restored, NotRestored):
             return self._nowhere_to_go(state, trouble, restored)
-        self._rolled_back(state, trouble, restored, began)
+        self._rolled_back(state, trouble, restored)
         return None
 
-    def _rolled_back(self, state: TrainState, trouble: Trouble, restored: Restored, began: float) -> None:
+    def _rolled_back(self, state: TrainState, trouble: Trouble, restored: Restored) -> None:
         step = restored.step
         self._remember(state, trouble, trouble.at_step, step)
         self._on_rolled_back()
         self._metrics.add("tolaria.rollbacks_succeeded_total")
-        self._metrics.set("tolaria.rollback_duration_ms", (self._monotonic() - began) * 1e3)
         self._events.recovery(_recovery(trouble, restored))
         message = f"back at step {step}" + (", later than it should be" if restored.late else "")
         self._stability.rolled_back(trouble.cause, message)

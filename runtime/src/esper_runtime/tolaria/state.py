@@ -198,11 +198,13 @@ class TrainState:
         aux = {f"{_RNG}{name}": _tensor(state) for name, state in rng.capture().items()}
         aux[_JUDGE] = _tensor(self.judge.capture())
         copied, release = (copy or _fresh)({"model": self._model_tensors(), "optimizer": moments, "aux": aux})
+        trained = [copied["model"][name] for name, _ in self.update.parameters()] + list(copied["optimizer"].values())
         return GenerationData(
             epoch=self.epoch,
             step=self.step,
             tensors=copied,
             suspect=self.judge.suspicious,
+            sound=lambda: soundness.all_finite(trained),
             release=release,
             state={**self._facts(), "path": self.update.path, "optimizer": skeleton, "run": self.run_uid},
             metrics=metrics,
