@@ -1,7 +1,9 @@
 """Every kind of spec.faultInjection through the real supervisor and the real trainer: found, answered, told, and the
 finished model has the bits of a run that nothing happened to (or that never saw the poisoned batches)."""
 
+import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +11,15 @@ from typing import Any
 
 import pytest
 from esper_leyline import env
+from esper_leyline.pages import EmergencyRecord
 from esper_leyline.phases import FaultKind
+from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
+from esper_leyline.v1.emergency_pb2 import EMERGENCY_MODE_FREEZE
 
 from tests.support.supervised import Supervised
 from tests.support.trainers import CODE, Pod, newest, same_bits
+from tests.support.waiting import until_sync
 
 pytestmark = pytest.mark.timeout(400)
 STEP = 33
@@ -128,3 +134,66 @@ def test_a_drained_container_saves_and_its_successor_goes_on_bit_for_bit(pod: Su
     reference = Pod(tmp_path / "reference").configure(config={"epochs": epochs}, checkpoint=CHECKPOINT)
     assert reference.train().exit_code == 0
     same_bits(newest(pod.checkpoints, uid="uid-1"), reference.newest())
+
+
+def frozen(seq: int, *, clear: bool = False) -> EmergencyRecord:
+    return EmergencyRecord(
+        term=1, seq=seq, mode=EMERGENCY_MODE_FREEZE, clear=clear, attempt=0, signal_id="ab" * 16,
+        arrived_ns=time.monotonic_ns(), source=1,
+    )  # fmt: skip
+
+
+def test_a_killed_trainer_goes_on_bit_for_bit_in_a_spare_that_was_ready(pod: Supervised, tmp_path: Path) -> None:
+    """The spare has torch and the workload imported; a freeze holds training back until it is there."""
+    epochs = 100
+    pod.start(entrypoint="tiny:build", config={"epochs": epochs}, checkpoint=CHECKPOINT, settle_s=0.0)
+    pod.started_training(STEP)
+    pod.halt(frozen(1))
+    spare = pod.spare()
+    mapped = Path(f"/proc/{spare}/maps").read_text()
+    assert "libtorch" in mapped
+    assert str(pod.run_dir.parent) not in mapped, "no page, no snapshot"
+    beat = pod.beat()
+    assert beat is not None
+    os.kill(beat.pid, signal.SIGKILL)
+    until_sync(lambda: (now := pod.beat()) and now.pid == spare and now.phase == pb.RUNTIME_PHASE_FROZEN, DEADLINE_S)
+    pod.halt(frozen(2, clear=True))
+    assert pod.wait(DEADLINE_S) == 0
+    events = pod.events()
+    [recovery] = [event.recovery for event in events if event.WhichOneof("event") == "recovery"]
+    assert (recovery.kind, recovery.cause, recovery.from_step) == (IN_PLACE, "TrainerKilled", beat.step)
+    assert beat.step - 5 <= recovery.to_step <= beat.step
+    assert not any(event.notice.reason == RunReason.SPARE_UNAVAILABLE for event in events)
+    reference = Pod(tmp_path / "reference").configure(config={"epochs": epochs}, checkpoint=CHECKPOINT)
+    assert reference.train().exit_code == 0
+    same_bits(newest(pod.checkpoints, uid="uid-1"), reference.newest())
+
+
+@pytest.mark.parametrize("grace_s", [30, 5])
+@pytest.mark.parametrize("able", [True, False], ids=["it saves", "it hangs"])
+def test_a_drain_ends_inside_the_grace_with_a_checkpoint(pod: Supervised, grace_s: int, able: bool) -> None:
+    """A checkpoint of the very step, or, where the trainer cannot or is too slow, the last one; 143 either way."""
+    pod.environ[env.GRACE_SECONDS] = str(grace_s)
+    faults = [] if able else [{"kind": FaultKind.HANG, "step": STEP}]
+    config = {"entrypoint": "tiny:build", "config": {"epochs": 100_000}, "checkpoint": CHECKPOINT}
+    pod.start(**config, faultInjection=faults)
+    pod.started_training(STEP if able else STEP - 1)
+    manifests = pod.checkpoints / "uid-1" / "a00001"
+    until_sync(lambda: list(manifests.glob("gen-*/manifest.json")), DEADLINE_S, "a checkpoint")
+    until_sync(lambda: able or any(e.WhichOneof("event") == "notice" for e in pod.events()), DEADLINE_S, "the hang")
+    asked_s = time.monotonic()
+    pod.signal(signal.SIGTERM)
+    assert pod.wait(DEADLINE_S) == 143
+    took_s = time.monotonic() - asked_s
+    word = pod.last_word()
+    assert (word["reason"], word["exitCode"]) == ("Drained", 143)
+    kept = newest(pod.checkpoints, uid="uid-1")
+    assert kept.corrupt == ()
+    if "savedStep" in word:
+        assert able
+        assert kept.step == word["savedStep"]
+    else:
+        assert took_s >= min(grace_s - 2.0, grace_s / 2), "it was killed before its time"
+        assert "SIGKILL" in word["message"]
+        assert kept.step % 8 == 0
+        assert 0 < kept.step < STEP or able

@@ -206,7 +206,7 @@ class Supervisor:
         if self._core.stopping or self._core.halting:
             self._spares.retire()
             return
-        trained_s = 0.0 if self._running_since_s is None else now_s - self._running_since_s
+        trained_s = None if self._running_since_s is None else now_s - self._running_since_s
         environ = self._environment(start=self._starts + 1)
         self._spares.tend(now_s=now_s, trained_s=trained_s, trainer=self._trainer, environ=environ)
         hung = self._spares.overdue(now_s=now_s)

@@ -52,9 +52,10 @@ class SparePolicy:
     def given_up(self) -> bool:
         return not self.strategy_allows or self.failures >= FAILURE_LIMIT
 
-    def due(self, *, now_s: float, trained_s: float) -> bool:
-        """`trained_s`: for how long the trainer has been making steps."""
-        return not self.given_up and trained_s >= SETTLE_S and now_s >= self.not_before_s
+    def due(self, *, now_s: float, trained_s: float | None) -> bool:
+        """`trained_s`: since the trainer's first step; None before it."""
+        settled = trained_s is not None and trained_s >= SETTLE_S
+        return settled and not self.given_up and now_s >= self.not_before_s
 
     def shortage(self, room: Room | None, *, trainer_bytes: int | None) -> str:
         """Why there is no room to begin one, or nothing. What it needs is at most what the trainer has."""
@@ -126,7 +127,7 @@ class Spares:
         """When to call tend() at the latest."""
         return math.inf if self._process is None else self._process.turn_at_s
 
-    def tend(self, *, now_s: float, trained_s: float, trainer: int | None, environ: Mapping[str, str]) -> None:
+    def tend(self, *, now_s: float, trained_s: float | None, trainer: int | None, environ: Mapping[str, str]) -> None:
         """Makes one when it is due, and looks after the one that is there. `environ` is that of a new process."""
         process = self._process
         if process is None:

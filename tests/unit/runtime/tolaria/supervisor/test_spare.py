@@ -14,6 +14,7 @@ GIB = 1 << 30
 
 def test_a_spare_is_due_once_training_has_settled():
     policy = SparePolicy()
+    assert not policy.due(now_s=100.0, trained_s=None)
     assert not policy.due(now_s=100.0, trained_s=0.0)
     assert not policy.due(now_s=100.0, trained_s=SETTLE_S - 0.1)
     assert policy.due(now_s=100.0, trained_s=SETTLE_S)
