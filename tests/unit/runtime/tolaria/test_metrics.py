@@ -1,11 +1,14 @@
 """The trainer's metrics: what Prometheus reads of them, and what bounds them."""
 
+import ast
 import math
+import re
 from pathlib import Path
 
 import pytest
 from esper_leyline import paths
 from esper_leyline.metrics import BY_NAME, TOLARIA, MetricKind
+from esper_runtime import tolaria
 from esper_runtime.tolaria.metrics import DROPPED, MAX_SERIES, WRITE_EVERY_S, Metrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -188,3 +191,51 @@ def test_without_a_directory_nothing_is_written():
 def test_a_volume_that_is_gone_is_the_caller_s_to_judge(tmp_path: Path):
     with pytest.raises(OSError, match="No such file"):
         Metrics(tmp_path / "gone").write(now=True)
+
+
+# Names
+
+_DESIGN = """
+training.loss training.accuracy training.latency_ms epoch_hook.latency_ms hook.latency_ms breaker.state
+mode.conservative epochs.total epochs.failed train.compile_enabled train.amp_enabled train.tf32_enabled
+train.foreach_enabled train.pin_memory train.graph_enabled graph.stage_copy_ms graph.capture_ms graph.replay_ms
+graph.replays_total lr_controller.enabled lr_controller.current_lr opt.rebuilds_total opt.rebuild_failures_total
+opt.rebuild_skipped_total opt.rebuild_latency_ms rollback.fast_size_bytes rollback.snapshots_total
+rollback.fast_hits_total rollback.fast_misses_total rollback.restore_latency_ms rollback.failures_total
+rollback.deadline_exceeded_total timeout.tamiyo_total timeout.kasmina_total timeout.tamiyo_last_ms
+timeout.kasmina_last_ms profiler.enabled profiler.traces_emitted_total profiler.traces_failed_total
+emergency.halts_total emergency.halt boundary.total_ms boundary.assembly_ms boundary.tamiyo_ms boundary.apply_ms
+boundary.guard_ms boundary.breaches_total conservative.seconds_total validation.loss validation.accuracy
+validation.latency_ms train.samples_per_s train.input_wait_ms train.h2d_copy_ms train.step_ms checkpoint.duration_s
+checkpoint.bytes checkpoint.generation checkpoint.age_s checkpoint.last_good_epoch checkpoint.failures_total
+checkpoint.durability_mode rollback.attempts_total rollback.duration_ms rollback.snapshot_rejected_total
+emergency.level emergency.transitions_total lr_controller.violations_total opt.state_preserved_ratio
+amp.skipped_steps_total grad.norm_l2 grad.clipped_total telemetry.dropped_total
+"""
+"""Of the design, without those of seeds, gradient aggregation and broadcasts, which come with them. Never shorter."""
+_OLDER = """
+epochs_completed_total rollbacks_initiated_total rollbacks_succeeded_total lr_violations_total current_loss
+current_accuracy memory_usage_gb epoch_duration_seconds checkpoint_duration_seconds rollback_duration_ms
+"""
+
+
+@pytest.mark.row("T31")
+def test_dashboards_find_the_names_that_they_were_drawn_with():
+    exported = {metric.prometheus for metric in TOLARIA}
+    assert [name for name in _DESIGN.split() if f"tolaria.{name}" not in BY_NAME] == []
+    assert [name for name in _OLDER.split() if f"esper_tolaria_{name}" not in exported] == []
+
+
+@pytest.mark.row("T31")
+def test_every_name_of_the_catalogue_is_set_somewhere_in_the_runtime():
+    """By its whole name, or as an f-string that gives it."""
+    written: set[str] = set()
+    for path in Path(tolaria.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("tolaria."):
+                written.add(re.escape(node.value))
+            elif isinstance(node, ast.JoinedStr):
+                parts = [re.escape(p.value) if isinstance(p, ast.Constant) else r"\w+" for p in node.values]
+                written.add("".join(parts))
+    patterns = [re.compile(pattern) for pattern in written if pattern.startswith("tolaria")]
+    assert [name for name in BY_NAME if not any(pattern.fullmatch(name) for pattern in patterns)] == []
