@@ -5,7 +5,7 @@ way before anything is overwritten, so a kill at any instruction leaves no half 
 still believed only when its digest matches, and it is sealed only when every float in it is finite.
 
 File: 128 bytes of header words; then layout and facts as JSON and the blobs, one after the other; then tensors at
-multiples of 64 bytes. The layout is written when the set of tensors changes, all else each time.
+multiples of 64 bytes.
 """
 
 import json
@@ -187,14 +187,11 @@ class Slot:
         """Copies the state in. Names of tensors that are not finite: then the slot stays unsealed."""
         self.unseal()
         if self._plan is not plan:
-            self._adopt(plan)
-        meta, blobs = head
+            self._parts = [self._cut(source, plan.start + source.start) for source in plan.sources]
+            self._plan = plan
         words = self._words
-        meta_end = _HEADER_BYTES + len(plan.layout) + len(meta)
-        self._bytes[meta_end - len(meta) : meta_end] = meta
-        self._bytes[meta_end : meta_end + len(blobs)] = blobs
-        words[_W_META], words[_W_BLOBS], words[_W_STEP] = len(meta), len(blobs), step
-        words[_W_HEAD] = xxhash.xxh3_64_intdigest(self._bytes[_HEADER_BYTES : meta_end + len(blobs)])
+        words[_W_MAGIC], words[_W_PAYLOAD], words[_W_START] = MAGIC, plan.payload_bytes, plan.start
+        words[_W_STEP], words[_W_HEAD] = step, self._write_head(plan.layout, *head)
         digest = xxhash.xxh3_128()
         bad = self._copy_in(digest)
         if bad:
@@ -205,6 +202,14 @@ class Slot:
         words[_W_GOOD] = check if good else 0
         words[_W_GENERATION] = generation
         return []
+
+    def _write_head(self, layout: bytes, meta: bytes, blobs: bytes) -> int:
+        """All of it each time, so that no rot outlives the snapshot that it hit. Digest of what it ought to be."""
+        words = self._words
+        words[_W_LAYOUT], words[_W_META], words[_W_BLOBS] = len(layout), len(meta), len(blobs)
+        head = b"".join((layout, meta, blobs))
+        self._bytes[_HEADER_BYTES : _HEADER_BYTES + len(head)] = head
+        return xxhash.xxh3_64_intdigest(head)
 
     def _copy_in(self, digest: "xxhash.xxh3_128") -> list[str]:
         """Copies, hashes and checks on the way; names of what is not finite."""
@@ -225,15 +230,6 @@ class Slot:
                 if not sound:
                     bad.append(part.name)
         return bad
-
-    def _adopt(self, plan: Plan) -> None:
-        """Lays the file out. It has room: `reserve` came before."""
-        self._bytes[_HEADER_BYTES : _HEADER_BYTES + len(plan.layout)] = plan.layout
-        words = self._words
-        words[_W_MAGIC], words[_W_LAYOUT] = MAGIC, len(plan.layout)
-        words[_W_PAYLOAD], words[_W_START] = plan.payload_bytes, plan.start
-        self._parts = [self._cut(source, plan.start + source.start) for source in plan.sources]
-        self._plan = plan
 
     def _cut(self, source: Source, start: int) -> _Part:
         part = _Part(source.name, None if source.check is None else source.check[1])

@@ -134,6 +134,20 @@ def test_a_flipped_bit_makes_no_candidate_good_and_none_newer_than_it_is(tmp_pat
     assert reader.restore(reader.held()[0], {}) is None
 
 
+@pytest.mark.parametrize("at", [0, 32, 56, 64, 72, 140, 180])
+def test_rot_does_not_outlive_the_snapshot_that_it_hit(tmp_path: Path, at: int):
+    """Sizes, layout and the like are the same for every snapshot, and written all the same."""
+    snapshots = open_slots(tmp_path, slots=2)
+    take(snapshots, 1)
+    take(snapshots, 2)
+    flip(snapshots._slots[snapshots.held()[-1].slot].path, at, 3)
+    snapshots.discard_after(1)
+    for step in (3, 4):
+        take(snapshots, step)
+    for held in snapshots.held():
+        assert snapshots.restore(held, {}) is not None
+
+
 # Soundness
 
 POISONS = [float("nan"), float("inf"), float("-inf")]
