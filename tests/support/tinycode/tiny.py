@@ -26,17 +26,22 @@ class Config:
     """File for the losses, one hexadecimal float per evaluation."""
     rare_head: bool = False
     """A parameter that gets a gradient in every third batch alone."""
+    masked: bool = False
+    """A buffer of minus infinities, as attention has."""
+    width: int = 33
     seed: int = 3
 
 
 class Net(nn.Module):
-    def __init__(self, *, rare_head: bool) -> None:
+    def __init__(self, *, rare_head: bool, masked: bool, width: int) -> None:
         super().__init__()
-        self.first = nn.Linear(8, 33)
-        self.norm = nn.BatchNorm1d(33)
+        self.first = nn.Linear(8, width)
+        self.norm = nn.BatchNorm1d(width)
         self.drop = nn.Dropout(0.2)
-        self.last = nn.Linear(33, 4)
-        self.rare = nn.Linear(33, 4) if rare_head else None
+        self.last = nn.Linear(width, 4)
+        self.rare = nn.Linear(width, 4) if rare_head else None
+        if masked:
+            self.register_buffer("mask", torch.full((5, 5), float("-inf")).triu(1))
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.drop(torch.relu(self.norm(self.first(inputs))))
@@ -60,7 +65,7 @@ def build(config: Mapping[str, Any]) -> Workload:
         return value
 
     return Workload(
-        model=Net(rare_head=c.rare_head),
+        model=Net(rare_head=c.rare_head, masked=c.masked, width=c.width),
         optimizer=OPTIMIZERS[c.optimizer],
         loss=loss,
         train=(inputs, labels),

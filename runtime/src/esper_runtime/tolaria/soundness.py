@@ -71,7 +71,7 @@ def _finite(tensor: Tensor) -> bool:
     if found is None:
         return True
     kind, check = found
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().view(kind)
+    flat: Array = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().view(kind)
     return all(check(flat[start : start + _PIECE]) for start in range(0, flat.size, _PIECE))
 
 
