@@ -97,7 +97,8 @@ def align_up(size: int) -> int:
 
 def aligned_buffer(size: int) -> Bytes:
     """Fresh zeroed memory of at least `size` bytes, page-aligned, in huge pages where there are any."""
-    region = mmap.mmap(-1, max(align_up(size), ALIGN))
+    # Private: shared anonymous memory is a file to the kernel, which gets no huge pages.
+    region = mmap.mmap(-1, max(align_up(size), ALIGN), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             region.madvise(mmap.MADV_HUGEPAGE)

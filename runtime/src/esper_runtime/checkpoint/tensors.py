@@ -63,7 +63,7 @@ class Layout:
             if tensor.device.type != "cpu":
                 raise FormatError(f"tensor {name} is on {tensor.device}; copy it to the CPU first")
             if tensor.numel():
-                yield _array(_as_bytes(tensor))
+                yield as_bytes(tensor)
 
 
 def _header(ordered: list[tuple[str, torch.Tensor]], metadata: Mapping[str, str]) -> bytes:
@@ -118,9 +118,10 @@ def _tensor(name: str, entry: Any, body: torch.Tensor) -> torch.Tensor:
     return piece.view(dtype).reshape(shape)
 
 
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+def as_bytes(tensor: torch.Tensor) -> Bytes:
+    """A tensor's memory; that of a copy when it is not contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)
+    return _array((torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8))
 
 
 def _array(tensor: torch.Tensor) -> Bytes:
