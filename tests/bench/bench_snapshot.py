@@ -1,0 +1,132 @@
+"""P3: what a memory snapshot takes from the training thread, against memmove of the same bytes.
+
+.venv/bin/python tests/bench/bench_snapshot.py [--rounds 60] [--seconds 15] [--only 3072]
+
+Esper's side is all that training waits for: facts and random states are gathered, every byte is copied into the slot,
+hashed (128 bits) and checked to be finite on the way, and the slot is sealed; nothing is left to a thread. The floor is
+one memmove of as many bytes into memory of the same kind, as many places taking turns as there are slots. Rounds
+alternate, and before each measurement a buffer larger than the second-level cache is written, as a training step
+would. CPU time is that of the thread: other processes on the machine disturb it less. The lines between say what copy,
+hash and check, and gathering the state, cost by themselves; what is left is the header, its JSON and the ring.
+"""
+
+import argparse
+import ctypes
+import itertools
+import mmap
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+import xxhash
+from esper_runtime.tolaria import rng
+from esper_runtime.tolaria.slot import CHUNK_BYTES
+
+from tests.bench.bench_overhead import CODE
+from tests.bench.common import machine, ratio, row
+from tests.support.trainers import PAUSED, Pod, Turns
+
+MODELS = ("64", "512", "digits", "3072")
+EVICT_ELEMENTS = 1024 * 1024
+
+
+def sides(directory: Path, model: str) -> tuple[dict[str, Callable[[], object]], int]:
+    """What is timed, by name, and the bytes of the state."""
+    pod = Pod(directory)
+    pod.configure(entrypoint="benchload:build", checkpoint={})
+    pod.document["config"] = {"model": model, "threads": 1}
+    pod.write_config()
+    parts, state = pod.assemble()
+    assert Turns(parts, state).run(12) is PAUSED
+    memory = parts.memory
+    tensors = list(state.live()[0].values())
+    size = sum(tensor.nbytes for tensor in tensors)
+    source = np.concatenate([tensor.detach().reshape(-1).view(torch.uint8).numpy() for tensor in tensors])
+    assert memory.snapshots is not None
+    places = itertools.cycle(shared(directory / "floor", size, memory.snapshots.count))
+
+    def memmove() -> None:
+        ctypes.memmove(next(places).ctypes.data, source.ctypes.data, size)
+
+    def hashed(check: bool) -> None:
+        digest = xxhash.xxh3_128()
+        place = next(places)
+        for begin in range(0, size, CHUNK_BYTES):
+            end = min(begin + CHUNK_BYTES, size)
+            place[begin:end] = source[begin:end]
+            digest.update(place[begin:end])
+            if check:
+                piece = place[begin : end // 4 * 4].view(np.float32)
+                np.dot(piece, piece)
+        digest.intdigest()
+
+    return {
+        "memmove": memmove,
+        "snapshot": lambda: memory.capture(state, good=False),
+        "copy and hash": lambda: hashed(False),
+        "copy, hash and check": lambda: hashed(True),
+        "gathering the state": state.live,
+        "of it random states": rng.capture,
+    }, size
+
+
+def shared(path: Path, size: int, count: int) -> list["np.ndarray[Any, Any]"]:
+    """Places like those of the slots: as many, in a file of the memory volume, touched."""
+    room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.posix_fallocate(descriptor, 0, room * count)
+    whole = np.frombuffer(mmap.mmap(descriptor, room * count, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE), np.uint8)
+    os.close(descriptor)
+    return [whole[number * room : number * room + size] for number in range(count)]
+
+
+def measure(timed: dict[str, Callable[[], object]], rounds: int, seconds: float) -> tuple[dict[str, list[float]], ...]:
+    """(wall, CPU) in milliseconds by name."""
+    evict = torch.zeros(EVICT_ELEMENTS)
+    wall: dict[str, list[float]] = {name: [] for name in timed}
+    cpu: dict[str, list[float]] = {name: [] for name in timed}
+    end = time.monotonic() + seconds
+    for number in range(rounds):
+        if time.monotonic() > end:
+            break
+        for name in timed if number % 2 else reversed(timed):
+            evict.add_(1.0)
+            began, burnt = time.perf_counter(), time.thread_time()
+            timed[name]()
+            cpu[name].append((time.thread_time() - burnt) * 1e3)
+            wall[name].append((time.perf_counter() - began) * 1e3)
+    return wall, cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=15.0, help="at most so long per model")
+    parser.add_argument("--only", default="", help="a model: digits, 64, 512, 3072")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(CODE))
+    print(f"{machine()}, torch {torch.__version__}")
+    for model in MODELS:
+        if arguments.only not in ("", model):
+            continue
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+            timed, size = sides(Path(directory), model)
+            wall, cpu = measure(timed, arguments.rounds, arguments.seconds)
+        print(f"{model}: {size / 2**20:.2f} MiB of parameters, moments and buffers")
+        for name, values in cpu.items():
+            print(row(f"{name}, CPU", values))
+        print(row("snapshot, wall", wall["snapshot"]))
+        print(ratio("snapshot / memmove, wall", wall["snapshot"], wall["memmove"]))
+        print(ratio("snapshot / memmove, CPU", cpu["snapshot"], cpu["memmove"]))
+
+
+if __name__ == "__main__":
+    main()
