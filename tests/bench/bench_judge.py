@@ -97,8 +97,8 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "plain z": plain_z_score,
     "robust z": robust_z_score,
     "shipped": shipped(Health()),
-    "loss only": shipped(Health(gradient_norm_action="Ignore")),
-    "norm only": shipped(Health(loss_spike_action="Ignore")),
+    "with norm": shipped(Health(gradient_norm_action="Rollback")),
+    "norm only": shipped(Health(gradient_norm_action="Rollback", loss_spike_action="Ignore")),
 }
 """A loss or gradient that is not finite is an alarm for all of them."""
 
@@ -131,7 +131,7 @@ def cost(curves: Sequence[Curve], rounds: int) -> list[float]:
     for _ in range(rounds):
         spent = steps = 0.0
         for curve in curves:
-            detect = shipped(Health())()
+            detect = shipped(Health(gradient_norm_action="Rollback"))()
             pairs = list(zip(curve.losses, curve.norms, strict=True))
             began = time.process_time()
             for step, (loss, norm) in enumerate(pairs, 1):

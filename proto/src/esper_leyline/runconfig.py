@@ -66,7 +66,7 @@ class Health:
     loss_spike_window_steps: int = 100
     loss_spike_threshold: float = 3.0
     loss_spike_consecutive_steps: int = 3
-    gradient_norm_action: str = "Rollback"
+    gradient_norm_action: str = "Ignore"
     gradient_norm_factor: float = 5.0
     gradient_norm_consecutive_steps: int = 3
     validation_action: str = "Ignore"
@@ -204,7 +204,7 @@ def parse(text: str) -> RunConfig:
             loss_spike_window_steps=spike.value("windowSteps", int, 100),
             loss_spike_threshold=spike.decimal("threshold", 3.0),
             loss_spike_consecutive_steps=spike.value("consecutiveSteps", int, 3),
-            gradient_norm_action=gradient.value("action", str, "Rollback"),
+            gradient_norm_action=gradient.value("action", str, "Ignore"),
             gradient_norm_factor=gradient.decimal("factor", 5.0),
             gradient_norm_consecutive_steps=gradient.value("consecutiveSteps", int, 3),
             validation_action=validation.value("action", str, "Ignore"),

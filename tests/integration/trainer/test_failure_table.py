@@ -237,6 +237,33 @@ def test_no_snapshot_ever_holds_what_is_not_finite(tmp_path: Path, what: str, va
     assert finite(pod)
 
 
+@pytest.mark.parametrize("what", ["weight", "moment"])
+def test_checkpoint_of_a_state_that_is_not_finite_is_no_target(tmp_path: Path, what: str):
+    """Saved at a step at which no snapshot is taken, so nobody has looked yet when training hands it over."""
+    pod = Pod(tmp_path).configure(
+        entrypoint="ill:build",
+        config={"epochs": EPOCHS, "poisons": [{"what": what, "value": "inf", "at": 36}]},
+        checkpoint={"everySteps": 36, "memory": {"everySteps": 5}},
+    )
+    parts, state = pod.assemble()
+    turns = Turns(parts, state)
+    try:
+        for steps in (35, 1):
+            turns.run(steps)
+            parts.checkpoints.wait()
+        run_dir = pod.root / "checkpoints" / UID
+        suspect = {}
+        for attempt, directory in directories(run_dir):
+            manifest = manifests.read(directory, run_uid=UID, attempt=attempt, where=directory.name)
+            suspect[manifest.step] = manifest.suspect
+        assert suspect == {16: False, 32: False, 36: True}
+        _, loaded = parts.checkpoints.load_newest()
+        assert loaded is not None
+        assert loaded.step == 32
+    finally:
+        close(parts)
+
+
 def bits(state: TrainState) -> dict[str, bytes]:
     """All but the clock and the breakers, which no rollback sets back."""
     kept = state.generation({})

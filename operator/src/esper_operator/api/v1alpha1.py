@@ -296,7 +296,7 @@ class LossSpike(Model):
 
 
 class GradientNorm(Model):
-    action: AnomalyAction = "Rollback"
+    action: AnomalyAction = "Ignore"
     """What to do about exploding gradients."""
     factor: Annotated[str, StringConstraints(max_length=16, pattern=DECIMAL_PATTERN)] = "5.0"
     """How many times its usual value (decimal string) the gradient's L2 norm must be."""

@@ -22,6 +22,8 @@ WARM_UP_STEPS = 20
 LEAST_DEVIATION = 0.05
 """Floor of the deviation, as a share of the median: losses may be almost equal."""
 EARLY_DEVIATION = 0.25
+EARLY_LOSSES = 5.0
+"""With so many losses EARLY_DEVIATION counts twice, with fewer more often: of one or two next to nothing is known."""
 NEWEST_SHARE = 4
 """The band of a falling loss is that of one in so many of the window."""
 LEAST_NEWEST = 5
@@ -33,6 +35,11 @@ EXPLOSION_THRESHOLDS = 5.0
 """... when its z-score is so many thresholds: heavy-tailed losses reach any factor."""
 LONGEST_STREAKS = 5
 """So many times K losses in a row are trouble, however much they wander."""
+BURST_SHARE = 1.0 / 3.0
+"""A streak whose losses stay below this share of the highest moving average is a burst, as of an optimizer whose
+denominators have become small; most end by themselves ..."""
+BURST_STREAKS = 4
+"""... before so many times K losses."""
 CORRELATED_STEPS = 200
 """Losses at most that the autocorrelation is taken from."""
 _MAX_CORRELATION = 0.9
@@ -172,10 +179,11 @@ class LossStatistics:
         window = self._window
         if len(window) >= min(WARM_UP_STEPS, self._size):
             return LEAST_DEVIATION
+        early = EARLY_DEVIATION * (1.0 + EARLY_LOSSES / len(window))
         if window.positive:
-            return EARLY_DEVIATION
+            return early
         # Signed losses have no natural scale: what they have spanned so far stands for one.
-        return EARLY_DEVIATION * max(1.0, window.spread / max(abs(window.median), 1e-12))
+        return early * max(1.0, window.spread / max(abs(window.median), 1e-12))
 
     def suspect(self, loss: float, z: float) -> None:
         self.streak.append((loss, z))
@@ -194,8 +202,15 @@ class LossStatistics:
             self._spacing = self._independent_every()
         if length >= LONGEST_STREAKS * consecutive:
             return True
+        if self._is_burst() and length < BURST_STREAKS * consecutive:
+            return False
         mean_z = sum(z for _, z in self.streak) / length
         return mean_z * math.sqrt(length / self._spacing) >= threshold * math.sqrt(consecutive)
+
+    def _is_burst(self) -> bool:
+        """Far above the band, yet the run is far better than it was in the beginning: it may well come back."""
+        mean = sum(loss for loss, _ in self.streak) / len(self.streak)
+        return self._window.positive and mean < BURST_SHARE * self._highest_mean
 
     def _independent_every(self) -> float:
         """Steps between two losses that say something new: (1 + r) / (1 - r) for autocorrelation r at one step."""

@@ -10,7 +10,8 @@ ACTIONS = [("Rollback", Call.BAD), ("Halt", Call.BAD)]
 
 
 def judge(**health: object) -> Judge:
-    return Judge(Health(**health))  # type: ignore[arg-type]
+    """With everything on."""
+    return Judge(Health(**{"gradient_norm_action": "Rollback", **health}))  # type: ignore[arg-type]
 
 
 def ask(judge: Judge, step: int, loss: float, *, norm: float = 1.0) -> Verdict:

@@ -4,7 +4,10 @@ import statistics
 
 import pytest
 from esper_runtime.tolaria.losses import (
+    BURST_SHARE,
+    BURST_STREAKS,
     EARLY_DEVIATION,
+    EARLY_LOSSES,
     EXPLOSION_FACTOR,
     LEAST_DEVIATION,
     LONGEST_STREAKS,
@@ -101,14 +104,16 @@ def test_losses_below_zero_are_judged_on_a_linear_scale():
 def test_few_losses_need_a_wider_step():
     early, late = filled([1.0] * 5), filled([1.0] * 50)
     assert early.unusual(1.3, THRESHOLD) == 0.0
-    assert early.unusual((1.0 + EARLY_DEVIATION) ** (THRESHOLD + 0.1), THRESHOLD) > THRESHOLD
+    widest = 1.0 + EARLY_DEVIATION * (1.0 + EARLY_LOSSES / 5)
+    assert early.unusual(widest ** (THRESHOLD - 0.1), THRESHOLD) == 0.0
+    assert early.unusual(widest ** (THRESHOLD + 0.1), THRESHOLD) > THRESHOLD
     assert late.unusual(1.3, THRESHOLD) > THRESHOLD
     assert LossStatistics(100).unusual(1e9, THRESHOLD) == 0.0
 
 
 def test_early_signed_losses_are_measured_by_what_they_have_spanned():
     early = filled([0.1, -0.1, 0.3])
-    assert early.unusual(0.5, THRESHOLD) == 0.0
+    assert early.unusual(0.8, THRESHOLD) == 0.0
     assert early.unusual(2.0, THRESHOLD) > THRESHOLD
 
 
@@ -127,6 +132,21 @@ def test_wandering_losses_need_more_by_height_or_by_length():
 def test_a_steady_fall_is_no_wandering():
     falling = [math.exp(-step / 20) * loss for step, loss in enumerate(noise(100))]
     assert streak(filled(falling), THRESHOLD + 0.01, 3)[-1]
+
+
+def test_a_burst_far_below_the_first_losses_is_given_time():
+    fallen = [2.0] * 50 + noise(200, level=0.001)
+    longest = BURST_STREAKS * CONSECUTIVE
+    found = []
+    stats = filled(fallen)
+    for _ in range(longest):
+        stats.suspect(2.0 * BURST_SHARE * 0.9, 30.0)
+        found.append(stats.is_trouble(THRESHOLD, CONSECUTIVE))
+    assert found == [False] * (longest - 1) + [True]
+    stats = filled(fallen)
+    for _ in range(CONSECUTIVE):
+        stats.suspect(2.0 * BURST_SHARE * 1.1, 30.0)
+    assert stats.is_trouble(THRESHOLD, CONSECUTIVE), "as bad as in the beginning"
 
 
 def test_one_loss_beyond_everything_is_an_explosion():
