@@ -7,6 +7,7 @@ process ends, and its successor goes on from the last snapshot.
 """
 
 import logging
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class Compiled:
         self._eager = loss
         self._compile = compiled
         self._loss = loss
+        self._model = model
         self._buffers = list(model.buffers())
         self._fell_back = fell_back
         self._beat = beat
@@ -91,7 +93,7 @@ class Compiled:
             with beating_while_compiling(self._beat):
                 return evaluate(batch, state, step)
         except Exception as error:  # broad: compilers and compiled code raise anything; eager code is asked next
-            if is_device_error(error):
+            if is_device_error(error) or not self._same_buffers():
                 raise
             log.exception("a compiled step failed; it is repeated eagerly")
             cause = error
@@ -100,6 +102,11 @@ class Compiled:
         result = evaluate(batch, state, step)  # an error of the user's own code comes again, and goes on from here
         self._stop(cause)
         return result
+
+    def _same_buffers(self) -> bool:
+        """Otherwise the model has replaced some, and the step cannot be taken back; a restart can."""
+        live = list(self._model.buffers())
+        return len(live) == len(self._buffers) and all(map(operator.is_, live, self._buffers))
 
     @torch.no_grad()
     def _put_back(self, states: dict[str, bytes], buffers: list[Tensor]) -> None:

@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from esper_runtime.tolaria import plainjson, rng
 from esper_runtime.tolaria.data import AnyLoader, Position, batch_length, mixed, moved
 from esper_runtime.tolaria.prefetch import Meter, Stage
+from esper_runtime.tolaria.state import StateMismatchError
 from esper_runtime.tolaria.workers import worker_context
 from esper_runtime.workload import Batch
 
@@ -37,7 +38,7 @@ class Reader:
         self._dataset: Any = dataset
         self._seed = seed
         self._options = {**options, "num_workers": workers}
-        self._workers = workers
+        self.workers = workers
         self._loader: StatefulDataLoader[Any] | None = None
         self._batches: Iterator[Batch] = iter(())
         self._base: Any = None
@@ -67,7 +68,7 @@ class Reader:
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
             return StatefulDataLoader(
                 self._dataset,
-                multiprocessing_context=worker_context() if self._workers else None,
+                multiprocessing_context=worker_context() if self.workers else None,
                 generator=torch.Generator().manual_seed(mixed(self._seed, number)),
                 **self._options,
             )
@@ -106,7 +107,7 @@ class Reader:
             if not ahead:
                 self._note()
             return {"pass": self.number, "base": self._base, "drop": self._since - ahead}
-        own = None if self._workers or not hasattr(self._dataset, "state_dict") else self._dataset.state_dict()
+        own = None if self.workers or not hasattr(self._dataset, "state_dict") else self._dataset.state_dict()
         return {"pass": self.number, "finished": self.finished, "dataset": plainjson.encode(own)}
 
     def go_to(self, place: Mapping[str, Any]) -> None:
@@ -225,11 +226,17 @@ class StreamLoader(AnyLoader):
                 f"the training dataset's state_dict has {size} bytes as JSON; at most {MAX_STATE_BYTES} fit beside a "
                 "snapshot: keep positions and seeds in it, not data"
             )
-        return {**place, "length": self.batches_per_epoch}
+        return {**place, "length": self.batches_per_epoch, "workers": self._reader.workers}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
+        """StateMismatchError when it is of other data, or of another number of workers."""
         if not saved:
-            raise ValueError("this state was saved from data with a length; a stream cannot go on from it")
+            raise StateMismatchError("this state was saved from data with a length; a stream cannot go on from it")
+        if saved["workers"] != self._reader.workers:
+            raise StateMismatchError(
+                f"this state was saved with Workload.num_workers={saved['workers']}: each has a place of its own "
+                f"in the stream; use that number again, not {self._reader.workers}"
+            )
         self._staged = None
         self.batches_per_epoch = saved["length"]
         self._reader.go_to(saved)

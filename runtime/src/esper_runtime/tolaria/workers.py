@@ -22,8 +22,10 @@ _PRELOADED = ["torch.utils.data", "torchdata.stateful_dataloader", "esper_runtim
 
 
 def worker_context() -> BaseContext:
-    """How workers are started: never by fork of this process, whose gRPC channels and pinned buffers a child must not
-    inherit, but by a server that was started afresh and has torch imported, so that a worker is there at once."""
+    """How workers are started: by a server that was started afresh and has torch imported, so that they are there soon.
+
+    Never by fork of this process, whose gRPC channels and pinned buffers a child must not inherit.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context

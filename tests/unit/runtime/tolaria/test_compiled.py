@@ -141,6 +141,18 @@ def test_an_error_of_the_users_own_code_is_told_as_such(tmp_path: Path, monkeypa
     assert not fallbacks(pod)
 
 
+def test_a_step_that_cannot_be_taken_back_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The failing step has replaced a buffer: only a restart knows what it was."""
+    with_compiler(monkeypatch, Broken(fail_at=1, where="forward", error=RuntimeError("miscompiled")))
+    pod = pod_of(tmp_path, compile="default")
+    parts, state = pod.assemble()
+    assert Turns(parts, state).run(1) is PAUSED
+    state.model.norm.running_mean = torch.zeros(33)
+    with pytest.raises(RuntimeError, match="miscompiled"):
+        Turns(parts, state).run(1)
+    assert not fallbacks(pod)
+
+
 @pytest.mark.row("T37")
 @pytest.mark.parametrize(
     "error",

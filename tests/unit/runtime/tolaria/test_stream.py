@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from esper_runtime.tolaria.data import Position
+from esper_runtime.tolaria.state import StateMismatchError
 from esper_runtime.tolaria.stream import MAX_STATE_BYTES, Reader, StreamLoader
 
 from tests.support.trainers import CODE
@@ -142,15 +143,26 @@ def test_samples_are_counted_and_transformed():
     assert not group[0][0].any()
 
 
-def test_random_states_of_training_do_not_move():
-    one = loader(featured.PlainStream)
+class Drawing(featured.PlainStream):
+    """Draws from the random state of training whenever a sample is read."""
+
+    def __iter__(self):
+        for sample in super().__iter__():
+            torch.rand(1)
+            yield sample
+
+
+def test_getting_back_to_a_place_moves_no_random_state():
+    """Though the samples before it are read again."""
+    one = loader(Drawing)
     torch.manual_seed(0)
-    before = torch.get_rng_state()
     for _ in range(5):
         one.take()
+    before = torch.get_rng_state()
     go_back(one, saved(one))
-    one.take()
     assert torch.equal(torch.get_rng_state(), before)
+    one.take()
+    assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_stream_without_batches_is_an_error():
@@ -174,6 +186,8 @@ def test_a_dataset_that_keeps_data_in_its_state_is_refused():
         one.capture()
 
 
-def test_a_state_of_other_data_is_refused():
-    with pytest.raises(ValueError, match="cannot go on"):
+def test_a_state_of_other_data_or_workers_is_refused():
+    with pytest.raises(StateMismatchError, match="cannot go on"):
         loader().restore({})
+    with pytest.raises(StateMismatchError, match="num_workers=0"):
+        loader(workers=2).restore(loader().capture())
