@@ -94,9 +94,7 @@ def test_a_probe_that_was_not_made_is_given_back_and_one_that_is_lost_ends_with_
     assert breaker.allow()
 
 
-@pytest.mark.parametrize(
-    ("to", "allows"), [(CLOSED, [True, True]), (OPEN, [False, False]), (HALF_OPEN, [True, False])]
-)
+@pytest.mark.parametrize(("to", "allows"), [(CLOSED, [True, True]), (OPEN, [False, False]), (HALF_OPEN, [True, False])])
 def test_a_forced_state_is_the_state_from_closed_and_from_open(to: CircuitBreakerState, allows: list[bool]):
     for breaker in (tripped(Clock()), Breaker(Clock())):
         breaker.force(to)
