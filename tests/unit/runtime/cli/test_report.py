@@ -73,6 +73,12 @@ def test_time_that_a_rollback_undid_is_no_goodput():
     assert story.goodput == pytest.approx(20 / 26)
 
 
+def test_stretches_that_were_undone_whole_count_for_nothing():
+    diary = Diary().add(0, "tolaria.trainer.started", 0).progress(10, 100).progress(10, 200).progress(10, 300)
+    story = story_of(diary.rolled_back(1, 301, 100).lines)
+    assert story.forward_seconds == pytest.approx(10)
+
+
 def test_time_between_two_trainers_is_the_wall_clock_s_and_is_no_goodput():
     diary = Diary().add(0, "tolaria.trainer.started", 0).progress(10, 100)
     diary.trainer(attempt=2, after=30).add(0, "tolaria.trainer.started", 80).progress(4, 100)
