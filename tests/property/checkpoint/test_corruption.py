@@ -115,6 +115,7 @@ def run(volume: Path, count: int) -> Counter[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.row("T17")
 def test_thousands_of_damaged_checkpoints_are_all_noticed(volume: Path):
     """ESPER_TEST_DAMAGES=10000 runs the number that goals.md asks for."""
     count = int(os.environ.get("ESPER_TEST_DAMAGES", "2000"))

@@ -330,6 +330,7 @@ def test_export_is_whole_and_replaced_whole(tmp_path: Path):
     assert sorted(entry.name for entry in (tmp_path / UID).iterdir()) == ["a00001", "export"]
 
 
+@pytest.mark.row("T17")
 def test_one_save_is_one_manifest_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Each file once, the directory, its parent: nothing is synced twice."""
     first = store(tmp_path)
