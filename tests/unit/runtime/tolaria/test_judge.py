@@ -172,8 +172,9 @@ def test_two_large_gradients_and_an_ordinary_one_are_good():
 
 
 def test_the_loss_names_the_trouble_when_both_are_bad_at_once():
-    verdicts = exploding(loss=100.0)
-    assert (verdicts[0].call, verdicts[0].reason) == (Call.BAD, "LossSpike")
+    verdicts = exploding(loss=SPIKE)
+    assert [verdict.call for verdict in verdicts[:3]] == [Call.SUSPECT, Call.SUSPECT, Call.BAD]
+    assert verdicts[2].reason == "LossSpike"
 
 
 def test_an_earlier_gradient_dates_the_trouble_of_the_loss():

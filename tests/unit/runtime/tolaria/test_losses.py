@@ -112,7 +112,7 @@ def test_few_losses_need_a_wider_step():
 
 
 def test_early_signed_losses_are_measured_by_what_they_have_spanned():
-    early = filled([0.1, -0.1, 0.3])
+    early = filled([0.1, 0.1, 0.1, -0.5])
     assert early.unusual(0.8, THRESHOLD) == 0.0
     assert early.unusual(2.0, THRESHOLD) > THRESHOLD
 
