@@ -74,27 +74,22 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_any_place_gives_the_same_rest_again_here_and_elsewhere(case):
-    one = loader(**case)
-    places = [(saved(one), [])]
-    given = places[0][1]
-    while one.position.epoch < EPOCHS:
-        step = one.take()
-        if step is None:
-            places.append((saved(one), given := []))  # an epoch's end is a place as well
-            one.next_epoch()
-        else:
-            given.append(step)
-        places.append((saved(one), given := []))
     whole = rest(loader(**case))
-    counts = [sum(1 for step in whole[:index] if step is not None) for index in range(len(whole) + 1)]
-    assert counts[-1] == len(whole)
-    for state, _ in reversed(places):
+    one = loader(**case)
+    places = [(saved(one), 0)]
+    entries = 0
+    while one.position.epoch < EPOCHS:
+        if one.take() is None:
+            places.append((saved(one), entries))  # an epoch's end is a place as well
+            one.next_epoch()
+        entries += 1
+        places.append((saved(one), entries))
+    assert entries == len(whole)
+    for state, given in reversed(places):
         go_back(one, state)
         other = loader(**case)
         go_back(other, state)
-        left = rest(one)
-        assert left == rest(other)
-        assert left == whole[len(whole) - len(left) :]
+        assert rest(one) == rest(other) == whole[given:]
 
 
 @pytest.mark.parametrize("kind", [featured.Stream, featured.PlainStream])
