@@ -17,6 +17,7 @@ from esper_runtime.tolaria.facts import Facts
 from esper_runtime.tolaria.groups import GroupError, seed_group, split, unsplit
 from esper_runtime.tolaria.learning_rate import MAX_HISTORY, LearningRate
 from esper_runtime.tolaria.metrics import Metrics
+from esper_runtime.tolaria.optimizers import factory_for
 from esper_runtime.tolaria.stability import Calm, Part, Stability, Standing
 from esper_runtime.tolaria.update import Update
 from hypothesis import given
@@ -266,6 +267,19 @@ def test_group_of_a_seed_has_a_tenth_of_the_base_rate_and_its_own_warm_up():
         bench.rate.observe({"loss": 1.0}, step=10 * (epoch + 1), epoch=epoch)
     assert bench.step(180) == pytest.approx([0.4, 0.02])  # the adaptive policy: no progress in 11 epochs
     assert bench.metrics.value("tolaria.lr_controller.current_lr", group="seed-1") == pytest.approx(0.04)
+
+
+@pytest.mark.row("T16")
+def test_the_next_rate_after_a_rebuild_is_written_to_the_live_optimizer():
+    bench = Bench({"lr": 0.1}, {"lr": 0.2}, schedule=schedules.linear())
+    assert bench.step(50) == pytest.approx([0.05, 0.1])
+    old = bench.update.optimizer
+    bench.update.rebuild(factory_for("adamw", old))
+    assert type(bench.update.optimizer) is AdamW
+    assert bench.live == pytest.approx([0.05, 0.1])
+    assert bench.step(75) == pytest.approx([0.025, 0.05])
+    assert [group["lr"] for group in old.param_groups] == pytest.approx([0.05, 0.1])
+    assert bench.notices.told == []
 
 
 # What is wrong with a schedule shows as an error of the user's code
