@@ -176,9 +176,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"checkpoint": {"storage": {"claimTemplate": None, "claimName": "c"}, "resumeFrom": {"runName": "run"}}},
         "spec.checkpoint.resumeFrom.runName", "this run itself",
     ),
-    "resuming from another claim": (
-        {"checkpoint": {"resumeFrom": {"runName": "other"}}}, "spec.checkpoint.resumeFrom", "other-checkpoints",
-    ),
     "a learning rate of zero": (
         {"rollback": {"learningRateScale": "0.0"}}, "spec.rollback.learningRateScale", "end all learning",
     ),
