@@ -126,3 +126,24 @@ def small_volume(release: kit.Cluster, namespace: str, name: str, *, megabytes: 
 
 def node(release: kit.Cluster, script: str, *, check: bool = True) -> str:
     return kit.command("docker", "exec", f"{kit.NAME}-control-plane", "sh", "-c", script, check=check)
+
+
+def test_a_new_run_goes_on_from_another_runs_checkpoint(start: Start) -> None:
+    """Each has a claim of its own; the source's is mounted read-only, and the source may be finished."""
+    source = start("examples/digits.yaml", name="source", runtime={"config": {"epochs": 2}}, workers=SMALL)
+    source.kubectl("wait", "etr", source.name, "--for=condition=Complete", "--timeout=240s", timeout_s=260)
+    last = source.status["progress"]["step"]
+    heir = start(
+        "examples/digits.yaml",
+        name="heir",
+        runtime={"config": {"epochs": 3}},
+        workers=SMALL,
+        checkpoint={"resumeFrom": {"runName": source.name}},
+    )
+    heir.kubectl("wait", "etr", heir.name, "--for=condition=Complete", "--timeout=240s", timeout_s=260)
+    status = heir.status
+    running = next(entry for entry in status["history"] if entry["to"] == "Running")
+    print(json.dumps(running), status["progress"]["step"])
+    assert running["step"] > last
+    assert status["progress"]["step"] == last // 2 * 3
+    assert source.status["checkpoint"]["count"] >= 1

@@ -10,14 +10,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.faults.campaign import Book, Campaign, Found, run, table
+from tests.faults.clocks import Clocks
 from tests.faults.corrupt import Corrupt
 from tests.faults.drains import Drains
 from tests.faults.kills import Kills
 from tests.faults.nonfinite import NonFinite
+from tests.faults.volumes import Volumes
 
 
 def campaigns() -> Sequence[Campaign]:
-    return (Kills(), Corrupt(), NonFinite(), Drains())
+    return (Kills(), Corrupt(), NonFinite(), Drains(), Volumes(), Clocks())
 
 
 def main() -> int:

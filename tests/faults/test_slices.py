@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults.campaign import Book, Campaign, Found, Progress, fire, run, table
+from tests.faults.clocks import Clocks
 from tests.faults.corrupt import Corrupt
 from tests.faults.drains import Drains
 from tests.faults.kills import Kills
 from tests.faults.nonfinite import NonFinite
+from tests.faults.volumes import Volumes
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -22,6 +24,8 @@ pytestmark = pytest.mark.timeout(300)
         pytest.param(Corrupt(), 4, 200, marks=pytest.mark.row("T17")),
         pytest.param(NonFinite(), 12, 12, marks=pytest.mark.row("T11", "T19")),
         pytest.param(Drains(), 1, 1, marks=pytest.mark.row("T18")),
+        pytest.param(Volumes(), 1, 1, marks=pytest.mark.row("T17")),
+        pytest.param(Clocks(), 1, 5),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else None,
 )

@@ -80,6 +80,7 @@ def test_candidate_snapshot_of_a_spiking_state_is_no_target(tmp_path: Path):
     assert pod.events("recovery")[0].to_step == 25
 
 
+@pytest.mark.row("T46")
 def test_learning_rate_is_scaled_for_good(tmp_path: Path):
     pod = Pod(tmp_path).configure(
         faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], rollback={"learningRateScale": "0.5"}
@@ -94,6 +95,7 @@ def test_learning_rate_is_scaled_for_good(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("on_exhausted", "code", "end"), [("Halt", 75, "HALTED"), ("Fail", 73, "STOPPING")])
+@pytest.mark.row("T46")
 def test_exhausted_budget_ends_the_run_with_the_good_state_saved(
     tmp_path: Path, on_exhausted: str, code: int, end: str
 ):
@@ -105,6 +107,7 @@ def test_exhausted_budget_ends_the_run_with_the_good_state_saved(
     assert pod.counters().rollbacks == 1
 
 
+@pytest.mark.row("T46")
 def test_budget_is_not_reset_by_a_restart(tmp_path: Path):
     pod = Pod(tmp_path).configure(
         faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], rollback={"maxRollbacks": 1}, config={"epochs": 2}
@@ -117,6 +120,7 @@ def test_budget_is_not_reset_by_a_restart(tmp_path: Path):
     assert pod.train().reason == "RollbacksExhausted"
 
 
+@pytest.mark.row("T46")
 def test_ignored_anomaly_is_not_applied_and_training_goes_on(tmp_path: Path):
     pod = Pod(tmp_path).configure(
         faultInjection=[{"kind": "NonFiniteGradient", "step": STEP}], health={"nonFiniteAction": "Ignore"}
@@ -127,6 +131,7 @@ def test_ignored_anomaly_is_not_applied_and_training_goes_on(tmp_path: Path):
     assert all(loss != "nan" for loss in pod.losses())
 
 
+@pytest.mark.row("T46")
 def test_halt_on_anomaly_keeps_the_good_state(tmp_path: Path):
     pod = Pod(tmp_path).configure(
         faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], health={"nonFiniteAction": "Halt"}
@@ -136,6 +141,7 @@ def test_halt_on_anomaly_keeps_the_good_state(tmp_path: Path):
 
 
 @pytest.mark.parametrize("target", ["LatestVerified", "Best"])
+@pytest.mark.row("T46")
 def test_rollback_to_a_checkpoint_of_the_volume(tmp_path: Path, target: str):
     pod = Pod(tmp_path / "faulty").configure(
         config={"epochs": 3}, faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], rollback={"target": target}
@@ -146,6 +152,7 @@ def test_rollback_to_a_checkpoint_of_the_volume(tmp_path: Path, target: str):
     same_bits(pod.newest(), reference(tmp_path, [STEP - 1], {"epochs": 3}).newest())
 
 
+@pytest.mark.row("T46")
 def test_without_memory_snapshots_the_volume_serves(tmp_path: Path):
     pod = Pod(tmp_path).configure(
         checkpoint={"memory": {"mode": "Disabled"}, "everySteps": 8},

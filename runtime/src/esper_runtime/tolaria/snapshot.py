@@ -133,7 +133,7 @@ class Snapshots:
             self.release()
             raise SnapshotError(
                 f"two snapshots of {_mib(slot_bytes)} do not fit into {self._directory}, which offers {_mib(cap)}"
-                f"{refusal and f' ({refusal})'}; raise spec.runtime.sharedMemorySize, or checkpoint.memory.maxBytes "
+                f"{refusal and f' ({refusal})'}; raise spec.workers.sharedMemorySize, or checkpoint.memory.maxBytes "
                 "where it is set"
             )
         if len(self._slots) < wanted:

@@ -54,6 +54,22 @@ def test_a_rollback_that_nobody_watched_is_two_transitions_and_one_event() -> No
     assert condition(scene, "RolledBack") == ("True", "RolledBack")
 
 
+def test_the_tier_of_a_recovery_and_failed_restores_by_outcome_are_shown() -> None:
+    recovery = Recovery(
+        kind="RECOVERY_KIND_IN_PROCESS", cause="LossSpike", from_step=31, to_step=20, tier="ROLLBACK_TIER_FULL"
+    )
+    counters = {"rollbacks": 1, "restores_failed_integrity": 2, "restores_over_deadline": 1}
+    scene = running().later(1)
+    assert "restoreFailures" not in scene.status["rollbacks"]
+    scene = scene.reporting("RUNNING", step=20, recovery=recovery, counters=counters).reconciled()
+    assert scene.status["lastRecovery"]["tier"] == "Full"
+    failures = scene.status["rollbacks"]["restoreFailures"]
+    assert (failures["integrityFailed"], failures["deadlineExceeded"]) == (2, 1)
+    assert (failures["noCheckpoint"], failures["applyFailed"]) == (0, 0)
+    forgetful = scene.later(1).reporting("RUNNING", step=30, counters={"rollbacks": 1}).reconciled()
+    assert forgetful.status["rollbacks"]["restoreFailures"] == failures, "totals never go back"
+
+
 def test_a_crash_is_recorded_before_anything_is_deleted_and_then_tried_again() -> None:
     scene = running().later(1).failed(70, message='{"reason":"TrainerCrashed","message":"boom","step":20}')
     assert scene.plan().deletions == ()

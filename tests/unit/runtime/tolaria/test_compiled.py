@@ -211,6 +211,7 @@ def test_features_are_off_unless_asked_for(tmp_path: Path):
     assert features.under_autocast(len, "float32", torch.device("cpu")) is len
 
 
+@pytest.mark.row("T41")
 def test_cuda_graphs_on_a_cpu_are_told_to_be_off(tmp_path: Path):
     pod = pod_of(tmp_path, cuda_graphs=True)
     parts, _ = pod.assemble()
