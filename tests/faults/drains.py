@@ -15,11 +15,12 @@ from pathlib import Path
 from esper_leyline.exitcodes import ExitCode
 from esper_runtime.checkpoint import LoadedGeneration
 
-from tests.faults.kills import END_S, _be_trainer, _never, configured, live
+from tests.faults.kills import EPOCHS, _be_trainer, _never, configured, live
 from tests.support.trainers import Pod, same_bits
 
 GRACES_S = (5.0, 30.0)
 MAX_DRAINS = 12
+STEPS = 16 * EPOCHS
 
 
 class Drains:
@@ -28,30 +29,26 @@ class Drains:
 
     def __init__(self) -> None:
         self._expected: LoadedGeneration | None = None
-        self._life_s = 0.0
 
     def shoot(self, number: int, directory: Path) -> "Counter[str]":
         dice = random.Random(number)
         if self._expected is None:
             undisturbed = configured(directory / "undisturbed", "adamw")
-            began = time.monotonic()
             assert live(undisturbed, _never) == ExitCode.COMPLETE
-            self._life_s = time.monotonic() - began
             self._expected = undisturbed.newest()
         pod = configured(directory / "drained", "adamw")
         counts: Counter[str] = Counter()
         for incarnation in range(1, MAX_DRAINS + 1):
             pod.incarnation = incarnation
             grace_s = dice.choice(GRACES_S)
-            after_s = dice.uniform(self._life_s / 4, self._life_s) if incarnation < MAX_DRAINS else END_S
-            status, took_s = drain(pod, after_s, grace_s)
+            more = dice.randrange(1, STEPS // 4) if incarnation < MAX_DRAINS else STEPS
+            status, took_s = drain(pod, pod.saved_step() + more, grace_s)
             if status == ExitCode.COMPLETE:
                 break
             # Before it listens for it, SIGTERM ends a process as it always does.
             assert status in (ExitCode.DRAINED, -signal.SIGTERM), f"incarnation {incarnation} ended with {status}"
             counts["faults"] += 1
             counts[f"grace {grace_s:g} s"] += 1
-            counts["saved" if pod.saved_step() else "nothing to save yet"] += 1
             assert took_s < grace_s
             for name in ("shm", "run"):
                 shutil.rmtree(pod.root / name)
@@ -62,16 +59,15 @@ class Drains:
         return counts
 
 
-def drain(pod: Pod, after_s: float, grace_s: float) -> tuple[int, float]:
-    """(exit code or minus the signal, seconds from SIGTERM to the end)."""
+def drain(pod: Pod, step: int, grace_s: float) -> tuple[int, float]:
+    """SIGTERM at that step or soon after: (exit code or minus the signal, seconds from it to the end)."""
     child = os.fork()
     if child == 0:
         _be_trainer(pod)
-    began = time.monotonic()
     asked = 0.0
     while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
         now = time.monotonic()
-        if not asked and now - began >= after_s:
+        if not asked and (beat := pod.heartbeat()) is not None and beat.step >= step:
             os.kill(child, signal.SIGTERM)
             asked = now
         elif asked and now - asked > grace_s:

@@ -23,10 +23,13 @@ from typing import Any
 import torch
 from esper_leyline.exitcodes import ExitCode
 from esper_runtime.checkpoint import LoadedGeneration
+from esper_runtime.tolaria import trainer
 
 from tests.support.trainers import CODE, Pod, same_bits
 
 EPOCHS = 12
+WIDTH = 16_384
+"""Of the model's hidden layer: its snapshot takes about a millisecond, long enough to be hit."""
 SNAPSHOT_EVERY = 3
 MAX_KILLS = 60
 END_S = 120.0
@@ -41,6 +44,7 @@ class Kills:
 
     def __init__(self) -> None:
         self._expected: dict[str, tuple[LoadedGeneration, float]] = {}
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)  # imports much more, once for all children
 
     def shoot(self, number: int, directory: Path) -> "Counter[str]":
         dice = random.Random(number)
@@ -101,7 +105,8 @@ def configured(root: Path, optimizer: str) -> Pod:
         "memory": {"everySteps": SNAPSHOT_EVERY},
         "retention": {"keepLatest": 2},
     }
-    return Pod(root).configure(config={"epochs": EPOCHS, "optimizer": optimizer}, checkpoint=checkpoint)
+    config = {"epochs": EPOCHS, "optimizer": optimizer, "losses": "", "width": WIDTH}
+    return Pod(root).configure(config=config, checkpoint=checkpoint)
 
 
 def live(pod: Pod, due: Callable[[float], bool]) -> int:
@@ -131,8 +136,6 @@ def _be_trainer(pod: Pod) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
         sys.path.insert(0, str(CODE))
-        from esper_runtime.tolaria import trainer
-
         status = trainer.main()
     finally:
         os._exit(status)

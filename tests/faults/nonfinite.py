@@ -16,7 +16,7 @@ from esper_runtime.checkpoint import LoadedGeneration
 from esper_runtime.tolaria.loop import Parts
 from esper_runtime.tolaria.state import TrainState
 
-from tests.support.trainers import PAUSED, Pod, Turns, same_bits
+from tests.support.trainers import PAUSED, Pod, Turns, close, same_bits
 
 EPOCHS = 2
 STEPS = 32
@@ -50,9 +50,7 @@ class NonFinite:
             assert pod.counters().rollbacks >= 1, f"{what}: no rollback"
             left_out = sorted(state.loader.number(position) for position in state.loader.skipped)
         finally:
-            parts.checkpoints.close(5.0)
-            if parts.epoch_end.handshake is not None:
-                parts.epoch_end.handshake.close()
+            close(parts)
         same_bits(pod.newest(), self._without(optimizer, tuple(left_out), directory))
         return Counter({"faults": 1, f"{place} {poison}": 1})
 

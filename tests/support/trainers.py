@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,31 +87,22 @@ class Pod:
 
     def assemble(self) -> tuple[Parts, TrainState]:
         bench = lay_out(Place.read(self.environment()), parse((self.root / "run.json").read_text()))
+        # A trainer's files are closed by the end of its process, which is not that of a test.
+        weakref.finalize(self, bench.facts._wal.close)
+        weakref.finalize(self, bench.events._journal.close)
         built = build(bench)
         return assemble(bench, built), built.state
 
     def train(self) -> Outcome:
         """To its end, in this process."""
         parts, state = self.assemble()
-        try:
-            return train(parts, state)
-        finally:
-            parts.step.close()
-            parts.checkpoints.close(5.0)
-            parts.epoch_end.handshake.close()
-            parts.publisher.close(5.0)
+        return _to_the_end(parts, state)
 
     def skipping(self, *numbers: int) -> Outcome:
         """`train`, with the batches of these numbers left out by construction."""
         parts, state = self.assemble()
         state.loader.skipped.update(state.loader.position_of(number) for number in numbers)
-        try:
-            return train(parts, state)
-        finally:
-            parts.step.close()
-            parts.checkpoints.close(5.0)
-            parts.epoch_end.handshake.close()
-            parts.publisher.close(5.0)
+        return _to_the_end(parts, state)
 
     def spawn(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -172,6 +164,22 @@ class Pod:
             source=EMERGENCY_SOURCE_SPEC,
         )
         Page.create(self.run_dir / paths.EMERGENCY_PAGE).write(0, record.words())
+
+
+def _to_the_end(parts: Parts, state: TrainState) -> Outcome:
+    try:
+        return train(parts, state)
+    finally:
+        close(parts)
+
+
+def close(parts: Parts) -> None:
+    """Ends the threads of a trainer that was assembled in this process."""
+    parts.step.close()
+    parts.checkpoints.close(5.0)
+    if parts.epoch_end.handshake is not None:
+        parts.epoch_end.handshake.close()
+    parts.publisher.close(5.0)
 
 
 class Turns:

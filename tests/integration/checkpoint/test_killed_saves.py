@@ -2,6 +2,7 @@
 
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -61,9 +62,9 @@ def kill_after(saver: subprocess.Popen[str], delay_s: float) -> tuple[int, int]:
 
 
 def ready(saver: subprocess.Popen[str]) -> bool:
-    import select
-
-    return bool(select.select([saver.stdout], [], [], 0)[0])
+    waiting = select.poll()  # select.select knows no descriptor above 1023
+    waiting.register(saver.stdout, select.POLLIN)  # type: ignore[arg-type]
+    return bool(waiting.poll(0))
 
 
 @pytest.mark.slow

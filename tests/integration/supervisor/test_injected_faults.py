@@ -180,7 +180,7 @@ def test_a_drain_ends_inside_the_grace_with_a_checkpoint(pod: Supervised, grace_
     pod.started_training(STEP if able else STEP - 1)
     manifests = pod.checkpoints / "uid-1" / "a00001"
     until_sync(lambda: list(manifests.glob("gen-*/manifest.json")), DEADLINE_S, "a checkpoint")
-    until_sync(lambda: able or any(e.WhichOneof("event") == "notice" for e in pod.events()), DEADLINE_S, "the hang")
+    until_sync(lambda: able or any(e.notice.reason == "FaultInjected" for e in pod.events()), DEADLINE_S, "the hang")
     asked_s = time.monotonic()
     pod.signal(signal.SIGTERM)
     assert pod.wait(DEADLINE_S) == 143

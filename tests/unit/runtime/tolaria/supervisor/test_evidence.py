@@ -16,13 +16,15 @@ from tests.support.waiting import until_sync
 
 @contextmanager
 def process(code: str) -> Iterator[int]:
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+    """As leader of its own group, so that what it starts ends with it."""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"here\n"
         try:
             yield child.pid
         finally:
-            os.kill(child.pid, signal.SIGKILL)
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 SLEEPS = "import time; print('here', flush=True); time.sleep(3600)"
