@@ -87,10 +87,10 @@ class Pod:
 
     def assemble(self) -> tuple[Parts, TrainState]:
         bench = lay_out(Place.read(self.environment()), parse((self.root / "run.json").read_text()))
-        # A trainer's files are closed by the end of its process, which is not that of a test.
-        weakref.finalize(self, bench.facts._wal.close)
-        weakref.finalize(self, bench.events._journal.close)
         built = build(bench)
+        # A trainer's files are closed by the end of its process, which is not that of a test.
+        weakref.finalize(built.state, bench.facts._wal.close)
+        weakref.finalize(built.state, bench.events._journal.close)
         return assemble(bench, built), built.state
 
     def train(self) -> Outcome:
