@@ -66,14 +66,20 @@ class Page:
 
     def write(self, slot: int, values: tuple[int, int, int, int, int, int, int]) -> None:
         """Replaces words 1 to 7 of `slot`; each value is an unsigned 64-bit integer, else OverflowError."""
-        # Checked before the sequence turns odd: a store that fails would leave the slot unreadable.
-        checked = array("Q", values)
+        # Packed before the sequence turns odd: a store that fails would leave the slot unreadable.
+        self.store(slot, array("Q", values).tobytes())
+
+    def store(self, slot: int, packed: bytes) -> None:
+        """`write` for words that are packed already, 56 bytes in this machine's order; else ValueError."""
         base = slot * WORDS
         words = self.words
         sequence = words[base] | 1
+        begin = slot * SLOT_BYTES
+        target = self._view[begin + 8 : begin + SLOT_BYTES]
+        if len(packed) != len(target):
+            raise ValueError(f"{len(packed)} bytes are not seven words")
         words[base] = sequence
-        for offset, value in enumerate(checked, start=base + 1):
-            words[offset] = value
+        target[:] = packed
         words[base] = sequence + 1
 
     def read(self, slot: int = 0) -> tuple[int, ...]:

@@ -47,8 +47,13 @@ class Joined:
             for m in members
         ]
 
-    def take_gradients(self) -> None:
-        torch._foreach_copy_(self._views, [tensor.grad for tensor in self.tensors])  # type: ignore[misc]
+    def take_gradients(self) -> bool:
+        gradients = [tensor.grad for tensor in self.tensors]
+        for gradient in gradients:
+            if gradient is None or gradient.is_sparse:
+                return False
+        torch._foreach_copy_(self._views, gradients)  # type: ignore[arg-type]
+        return True
 
     def release(self) -> None:
         """The buffer is kept."""
@@ -67,12 +72,14 @@ class Large:
             for begin in range(member.offset, member.offset + member.numel, size)
         )
 
-    def take_gradients(self) -> None:
+    def take_gradients(self) -> bool:
         gradient, start = self.tensors[0].grad, self._member.offset
-        assert gradient is not None
+        if gradient is None or gradient.is_sparse:
+            return False
         self.gradient = flat = _in_memory_order(gradient, self._member)
         for piece in self.pieces:
             piece.parameter.grad = flat[piece.begin - start : piece.end - start]
+        return True
 
     def release(self) -> None:
         """Lets go of autograd's memory, so that the next backward can have it again."""
@@ -89,15 +96,15 @@ class Flat:
         self.group = group
         self._parts: tuple[Joined | Large, ...] = tuple(_parts(arena, piece_elements))
         self.pieces = tuple(piece for part in self._parts for piece in part.pieces)
+        self._narrow = arena.buffer.dtype not in (torch.float32, torch.float64)
         self._moments: dict[str, Tensor] = {}
         """Per-element state of the whole arena; that of a piece is a view of it."""
 
     # Gradients
 
-    def take_gradients(self) -> None:
-        """After backward, in which every tensor got a dense gradient."""
-        for part in self._parts:
-            part.take_gradients()
+    def take_gradients(self) -> bool:
+        """After backward. False when a tensor got none, or a sparse one: then the flat way is closed."""
+        return all([part.take_gradients() for part in self._parts])
 
     def release_gradients(self) -> None:
         for part in self._parts:
@@ -109,6 +116,14 @@ class Flat:
         """Flat, between take_gradients and release_gradients: together every gradient once, and zeros."""
         for part in self._parts:
             yield part.gradient
+
+    def squared_norm(self) -> float:
+        """Of all gradients together, between take_gradients and release_gradients."""
+        total = 0.0
+        for part in self._parts:
+            gradient = part.gradient
+            total += squares(gradient) if self._narrow else torch.dot(gradient, gradient).item()
+        return total
 
     # State
 
@@ -205,6 +220,12 @@ def joined_state(arena: Arena, parts: list[dict[str, Any]]) -> dict[str, Any]:
             for member, part in zip(arena.members, parts, strict=True):
                 member.view(joined[key]).copy_(part[key])
     return joined
+
+
+def squares(flat: Tensor) -> float:
+    """Sum of squares of a flat tensor, in float32 at least."""
+    wide = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+    return torch.dot(wide, wide).item() if not wide.is_complex() else torch.vdot(wide, wide).real.item()
 
 
 def own(value: Any) -> Any:

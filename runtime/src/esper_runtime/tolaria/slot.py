@@ -119,11 +119,13 @@ def plan_of(
     return Plan(layout=layout, sources=tuple(sources), payload_bytes=end, head_bytes=room)
 
 
+_DOCUMENT = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def encoded(meta: Mapping[str, Any], blobs: Mapping[str, bytes]) -> tuple[bytes, bytes]:
     """Facts and blobs as they are written."""
     index = [[name, len(blob)] for name, blob in blobs.items()]
-    document = json.dumps({"meta": meta, "blobs": index}, separators=(",", ":"), allow_nan=False)
-    return document.encode(), b"".join(blobs.values())
+    return _DOCUMENT.encode({"meta": meta, "blobs": index}).encode(), b"".join(blobs.values())
 
 
 @dataclass(slots=True)

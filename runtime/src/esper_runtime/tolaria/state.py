@@ -126,6 +126,7 @@ class TrainState:
     def _bind_buffers(self) -> tuple[Arena, ...]:
         trained = {id(parameter) for _, parameter in self.update.parameters()}
         frozen = [(name, p) for name, p in self.model.named_parameters() if id(p) not in trained]
+        self._watched = [(module._buffers, dict(module._buffers)) for module in self.model.modules()]
         return arenas_of("buffers", [*frozen, *self.model.named_buffers()])
 
     def parameters_changed(self) -> None:
@@ -133,9 +134,11 @@ class TrainState:
         self._buffers = self._bind_buffers()
 
     def rebind(self) -> None:
-        """Takes up buffers that user code has replaced instead of changed."""
-        bound = {id(tensor) for arena in self._buffers for tensor in arena.tensors}
-        replaced = any(id(buffer) not in bound for buffer in self.model.buffers())
+        """Takes up buffers that user code has replaced, added or removed instead of changed."""
+        replaced = any(
+            len(now) != len(then) or any(now.get(name) is not buffer for name, buffer in then.items())
+            for now, then in self._watched
+        )
         if replaced or not all(arena.is_bound() for arena in self._buffers):
             self._buffers = self._bind_buffers()
 

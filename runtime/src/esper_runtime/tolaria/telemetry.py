@@ -2,13 +2,14 @@
 
 import math
 import os
+import struct
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from esper_leyline import paths
 from esper_leyline.journal import JournalWriter
-from esper_leyline.pages import Page, float_bits
+from esper_leyline.pages import Page
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import EmergencyAck
 
@@ -17,6 +18,8 @@ from esper_runtime.tolaria.record import Record
 
 MAX_MESSAGE = 1024
 WRITER = "tolaria"
+_BEAT = struct.Struct("=QQQdQQQ")
+"""The words of a Heartbeat; one of them is a float's bits."""
 
 
 class Heart:
@@ -39,12 +42,10 @@ class Heart:
 
     def beat(self) -> None:
         """A sign of life without progress."""
-        flags = (self.epoch << 32) | (int(self.validating) << 16) | self.phase
-        loss_bits = float_bits(self._loss)
-        self._page.write(
-            self._slot,
-            (self.step, flags, self._monotonic_ns(), loss_bits, self.total_steps, self._pid, self.order),
-        )
+        flags = (self.epoch << 32) | (self.validating << 16) | self.phase
+        now = self._monotonic_ns()
+        packed = _BEAT.pack(self.step, flags, now, self._loss, self.total_steps, self._pid, self.order)
+        self._page.store(self._slot, packed)
 
     def progress(self, *, step: int, epoch: int, loss: float) -> None:
         self.step, self.epoch, self._loss = step, epoch, loss

@@ -9,15 +9,25 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from esper_runtime.tolaria import values
 from esper_runtime.tolaria.arena import Arena, arenas_of
-from esper_runtime.tolaria.flat import PIECE_ELEMENTS, Flat, joinable, joined_state, small_first, split_state
+from esper_runtime.tolaria.flat import (
+    PIECE_ELEMENTS,
+    Flat,
+    joinable,
+    joined_state,
+    small_first,
+    split_state,
+    squares,
+)
 from esper_runtime.tolaria.groups import Group, Options, register, require_new, split, unsplit
 from esper_runtime.tolaria.optimizers import (
     ELEMENTWISE,
@@ -122,13 +132,9 @@ class Update:
         if self.path is Path.PER_TENSOR:
             return
         for flat in self._flats:
-            for parameter in flat.arena.tensors:
-                gradient = parameter.grad
-                if gradient is None or gradient.is_sparse:
-                    self._fall_back_in_step()
-                    return
-        for flat in self._flats:
-            flat.take_gradients()
+            if not flat.take_gradients():
+                self._fall_back_in_step()
+                return
 
     def _fall_back_in_step(self) -> None:
         missing = [name for name, parameter in self.parameters() if parameter.grad is None]
@@ -140,7 +146,9 @@ class Update:
 
     def squared_norm(self) -> float:
         """Sum of squares of all gradients: finite unless one is not, or the sum overflows."""
-        return sum([_squares(gradient.reshape(-1)) for gradient in self.gradients()])
+        if self.path is Path.FLAT:
+            return sum([flat.squared_norm() for flat in self._flats])
+        return sum([squares(gradient.reshape(-1)) for gradient in self.gradients()])
 
     def all_finite(self) -> bool:
         """Exact, for when the sum of squares is not finite."""
@@ -168,6 +176,8 @@ class Update:
         if self.needs_closure:
             step: Any = self.optimizer.step
             step(closure)
+        elif self.path is Path.FLAT:
+            self._bare_step()
         else:
             self.optimizer.step()
 
@@ -181,6 +191,7 @@ class Update:
                 flat.put_state(self.optimizer.state, joined_state(flat.arena, states))
         for index, group in enumerate(self.optimizer.param_groups):
             group["params"] = [p.parameter for flat in self._flats if flat.group == index for p in flat.pieces]
+        self._bare_step = bare_step(self.optimizer)
 
     def fall_back(self, why: str) -> None:
         """Moves to the per-tensor path: parameters and moments stay where they are, as views of the same memory."""
@@ -392,6 +403,17 @@ def update_of(workload: Workload, model: nn.Module) -> Update:
     return Update(model, optimizer, unsplit(optimizer, workload.schedule) if options is None else options)
 
 
+def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
+    """The optimizer's step without torch's wrapper for hooks and profiler ranges, where there are no hooks to call.
+
+    The wrapper costs as much as the update of a small model.
+    """
+    wrapped = getattr(type(optimizer).step, "__wrapped__", None)
+    if wrapped is None or "step" in vars(optimizer) or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return optimizer.step
+    return partial(wrapped, optimizer)
+
+
 def _piece_elements(arena: Arena, group: Mapping[str, Any]) -> int:
     """Only where tensors are updated one after the other does a small piece stay in a cache."""
     one_by_one = arena.buffer.device.type == "cpu" and not group.get("foreach")
@@ -423,11 +445,6 @@ def why_per_tensor(model: nn.Module, optimizer: Optimizer) -> str | None:
 def _needs_closure(optimizer: Optimizer) -> bool:
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
-
-
-def _squares(flat: Tensor) -> float:
-    wide = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
-    return torch.dot(wide, wide).item() if not wide.is_complex() else torch.vdot(wide, wide).real.item()
 
 
 def _dense(gradient: Tensor) -> Tensor:
