@@ -19,6 +19,7 @@ PIECE_ELEMENTS = 256 * 1024
 this the calls cost more than the cache saves, above twice this the cache is too small."""
 SCALARS = frozenset({"step", "mu_product", "eta", "mu"})
 """State of the elementwise optimizers that is one number per parameter; everything else is one number per element."""
+_NARROW = frozenset({torch.float16, torch.bfloat16})
 State = dict[str, Any]
 
 
@@ -96,7 +97,6 @@ class Flat:
         self.group = group
         self._parts: tuple[Joined | Large, ...] = tuple(_parts(arena, piece_elements))
         self.pieces = tuple(piece for part in self._parts for piece in part.pieces)
-        self._narrow = arena.buffer.dtype not in (torch.float32, torch.float64)
         self._moments: dict[str, Tensor] = {}
         """Per-element state of the whole arena; that of a piece is a view of it."""
 
@@ -116,14 +116,6 @@ class Flat:
         """Flat, between take_gradients and release_gradients: together every gradient once, and zeros."""
         for part in self._parts:
             yield part.gradient
-
-    def squared_norm(self) -> float:
-        """Of all gradients together, between take_gradients and release_gradients."""
-        total = 0.0
-        for part in self._parts:
-            gradient = part.gradient
-            total += squares(gradient) if self._narrow else torch.dot(gradient, gradient).item()
-        return total
 
     # State
 
@@ -222,10 +214,14 @@ def joined_state(arena: Arena, parts: list[dict[str, Any]]) -> dict[str, Any]:
     return joined
 
 
-def squares(flat: Tensor) -> float:
-    """Sum of squares of a flat tensor, in float32 at least."""
-    wide = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
-    return torch.dot(wide, wide).item() if not wide.is_complex() else torch.vdot(wide, wide).real.item()
+def squares_of(tensors: list[Tensor]) -> float:
+    """Sum of squares of all elements, in float32 at least: finite unless one is not, or the sum overflows.
+
+    By way of norms, because torch has one call for those of many tensors, which is also faster than dot for large ones.
+    """
+    if any(tensor.dtype in _NARROW for tensor in tensors):
+        tensors = [tensor.float() for tensor in tensors]
+    return sum([float(norm.item()) ** 2 for norm in torch._foreach_norm(tensors)])
 
 
 def own(value: Any) -> Any:

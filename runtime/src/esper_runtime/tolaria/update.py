@@ -26,7 +26,7 @@ from esper_runtime.tolaria.flat import (
     joined_state,
     small_first,
     split_state,
-    squares,
+    squares_of,
 )
 from esper_runtime.tolaria.groups import Group, Options, register, require_new, split, unsplit
 from esper_runtime.tolaria.optimizers import (
@@ -86,6 +86,7 @@ class Update:
     def _choose(self) -> None:
         self.changes += 1
         self.needs_closure = _needs_closure(self.optimizer)
+        self._step = bare_step(self.optimizer)
         states = self.optimizer.state
         why = why_per_tensor(self._model, self.optimizer)
         if why is None and not all(joinable([states.get(p, {}) for p in f.arena.tensors]) for f in self._flats):
@@ -146,9 +147,7 @@ class Update:
 
     def squared_norm(self) -> float:
         """Sum of squares of all gradients: finite unless one is not, or the sum overflows."""
-        if self.path is Path.FLAT:
-            return sum([flat.squared_norm() for flat in self._flats])
-        return sum([squares(gradient.reshape(-1)) for gradient in self.gradients()])
+        return squares_of(list(self.gradients()))
 
     def all_finite(self) -> bool:
         """Exact, for when the sum of squares is not finite."""
@@ -176,10 +175,8 @@ class Update:
         if self.needs_closure:
             step: Any = self.optimizer.step
             step(closure)
-        elif self.path is Path.FLAT:
-            self._bare_step()
         else:
-            self.optimizer.step()
+            self._step()
 
     # Changing the path
 
@@ -191,7 +188,6 @@ class Update:
                 flat.put_state(self.optimizer.state, joined_state(flat.arena, states))
         for index, group in enumerate(self.optimizer.param_groups):
             group["params"] = [p.parameter for flat in self._flats if flat.group == index for p in flat.pieces]
-        self._bare_step = bare_step(self.optimizer)
 
     def fall_back(self, why: str) -> None:
         """Moves to the per-tensor path: parameters and moments stay where they are, as views of the same memory."""
@@ -408,8 +404,12 @@ def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
 
     The wrapper costs as much as the update of a small model.
     """
+    hooks = (
+        *(optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks),
+        *(_global_optimizer_pre_hooks, _global_optimizer_post_hooks),
+    )
     wrapped = getattr(type(optimizer).step, "__wrapped__", None)
-    if wrapped is None or "step" in vars(optimizer) or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+    if wrapped is None or "step" in vars(optimizer) or any(hooks):
         return optimizer.step
     return partial(wrapped, optimizer)
 
