@@ -28,7 +28,12 @@ def test_a_run_that_has_used_up_its_rollbacks_halts_itself(start: Start) -> None
     )
     status = run.wait_phase("Halted", timeout_s=240)
     print(json.dumps({key: status.get(key) for key in ("reason", "halt", "rollbacks", "lastRecovery")}, indent=1))
-    assert status["reason"] == "RollbacksExhausted"
+    assert [(e["to"], e["reason"]) for e in status["history"]][-2:] == [
+        ("Halting", "RollbacksExhausted"),
+        ("Halted", "Halted"),
+    ]
+    assert "rollback.maxRollbacks" in run.condition("Halted")["message"]
+    assert (status["halt"]["source"], status["halt"]["acknowledged"]) == ("Runtime", 1)
     assert status["rollbacks"]["total"] == 1
     assert status["lastRecovery"]["kind"] == "InProcess"
     assert status["lastRecovery"]["tier"] == "Fast"
