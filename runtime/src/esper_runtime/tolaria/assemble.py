@@ -24,7 +24,7 @@ from esper_runtime.tolaria.commands import Commands
 from esper_runtime.tolaria.consult import Consult
 from esper_runtime.tolaria.control import Control, Identity
 from esper_runtime.tolaria.durable import Checkpoints
-from esper_runtime.tolaria.entrypoint import UserCodeError, load, shortened
+from esper_runtime.tolaria.entrypoint import UserCodeError, find, load, shortened
 from esper_runtime.tolaria.facts import Facts
 from esper_runtime.tolaria.faults import Faults
 from esper_runtime.tolaria.finish import Finish
@@ -153,11 +153,18 @@ class Built:
     state: TrainState
 
 
+def seed_for(config: RunConfig) -> None:
+    """Seeds everything with config["seed"], else with 0."""
+    seed = config.config.get("seed")
+    rng.seed_everything(seed if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 else 0)
+
+
 def build(bench: Bench) -> Built:
     """Runs the user's code and puts its model into arenas. UserCodeError when that is impossible."""
     config = bench.config
-    seed = config.config.get("seed")
-    rng.seed_everything(seed if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 else 0)
+    seed_for(config)
+    find(config.entrypoint, code_dir=bench.place.code_dir)
+    seed_for(config)  # again: a spare has imported the module before
     workload = load(config.entrypoint, config.config, code_dir=bench.place.code_dir)
     torch.set_num_threads(workload.threads or default_threads())
     device = resolve_device(workload.device)

@@ -82,6 +82,8 @@ class Checkpoints:
         self._degraded = False
         self.saved_step: int | None = None
         """Of the newest save that this process completed."""
+        self.sealed = False
+        """The live model is no training state any more: nothing of it is to be saved."""
         self.store.period_s = config.period_seconds
         self._announce_durability()
 
@@ -147,7 +149,9 @@ class Checkpoints:
         self._stall_ms = (self._submitted_at - begun) * 1e3
 
     def save_now(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> int | None:
-        """Saves and waits; the step, or None when it failed."""
+        """Saves and waits; the step, or None when it failed. Once sealed: the step of the newest save."""
+        if self.sealed:
+            return self.saved_step
         self.submit(state, metrics or {})
         self.wait()
         return self.saved_step if self.saved_step == state.step else None

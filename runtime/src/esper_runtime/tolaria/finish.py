@@ -1,5 +1,6 @@
 """The end of training: the final checkpoint, the best epoch's model, its measured quality, the export."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,9 @@ class Finish:
 
     def complete(self, state: TrainState, metrics: dict[str, float]) -> Outcome:
         """`metrics` of the last epoch; empty when this process did not train it."""
+        self.heart.validating = True  # no step is due any more, however long the volume takes
         saved = self.checkpoints.save_now(state, comparable(metrics))
+        self.checkpoints.sealed = True  # from here on the model may hold the best epoch's weights
         best_step, epoch = self._take_best(state)
         final = self._evaluate(metrics)
         if isinstance(final, Outcome):
@@ -47,7 +50,7 @@ class Finish:
             "config": dict(self.config.config),
             "step": best_step,
             "epoch": epoch,
-            "metrics": final,
+            "metrics": {name: value for name, value in final.items() if math.isfinite(value)},
             "parameters": parameter_count(state.model),
         }
         if not self._export(state, meta):
@@ -75,13 +78,9 @@ class Finish:
     def _evaluate(self, metrics: dict[str, float]) -> dict[str, float] | Outcome:
         if self.workload.validation is None:
             return metrics
-        self.heart.validating = True
-        try:
-            found = evaluate(
-                self.workload, self.workload.validation, device=self.device, between_batches=self.between_batches
-            )
-        finally:
-            self.heart.validating = False
+        found = evaluate(
+            self.workload, self.workload.validation, device=self.device, between_batches=self.between_batches
+        )
         if isinstance(found, Outcome):
             return found
         return {f"validation_{name}": value for name, value in found.items()}

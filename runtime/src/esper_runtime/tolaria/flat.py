@@ -221,7 +221,8 @@ def squares_of(tensors: list[Tensor]) -> float:
     """
     if any(tensor.dtype in _NARROW for tensor in tensors):
         tensors = [tensor.float() for tensor in tensors]
-    return sum([float(norm.item()) ** 2 for norm in torch._foreach_norm(tensors)])
+    norms = [float(norm.item()) for norm in torch._foreach_norm(tensors)]
+    return sum([norm * norm for norm in norms])  # inf where ** would raise
 
 
 def own(value: Any) -> Any:

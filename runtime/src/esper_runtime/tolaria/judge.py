@@ -7,7 +7,7 @@ bad. Trouble began with the first of the suspect steps that lead up to a bad one
 
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,6 +42,8 @@ class Verdict:
 
 
 GOOD = Verdict(call=Call.GOOD)
+_LAYOUT = -2.0
+"""Below zero, where the first layout had a count."""
 
 
 class Judge:
@@ -64,6 +66,11 @@ class Judge:
     def suspicious(self) -> bool:
         """The last step was: states since the first such step are not good."""
         return self._began > 0
+
+    @property
+    def may_discard(self) -> bool:
+        """A step may be left out while training goes on from the state before it."""
+        return self._health.non_finite_action == "Ignore"
 
     def check(self, step: int, loss: float, squared_norm: float, all_finite: Callable[[], bool]) -> Verdict:
         """`squared_norm` is that of the gradient before clipping. `all_finite` is asked only when it is not finite (it
@@ -140,17 +147,27 @@ class Judge:
         return self._bad(RunReason.GRADIENT_EXPLOSION, message, health.gradient_norm_action, step)
 
     def capture(self) -> bytes:
-        """float64: the first suspect step, how long the losses' part is, that part, then that of the norms."""
+        """float64: the layout, the first suspect step, how long the losses' part is, that part, that of the norms."""
         losses = self._losses.capture()
-        return array("d", [self._began, len(losses), *losses, *self._norms.capture()]).tobytes()
+        return array("d", [_LAYOUT, self._began, len(losses), *losses, *self._norms.capture()]).tobytes()
 
     def restore(self, state: bytes) -> None:
         flat = array("d")
         flat.frombytes(state)
-        self._began = int(flat[0])
-        end = 2 + int(flat[1])
-        self._losses.restore(flat[2:end])
+        if flat[0] != _LAYOUT:
+            self._restore_first_layout(flat)
+            return
+        self._began = int(flat[1])
+        end = 3 + int(flat[2])
+        self._losses.restore(flat[3:end])
         self._norms.restore(flat[end:])
+
+    def _restore_first_layout(self, flat: Sequence[float]) -> None:
+        """Of checkpoints before there were bands: the window's length, that of an open streak, the window."""
+        count = int(flat[0])
+        self._began = 0
+        self._losses.restore([count, 0, count, 0.0, 0.0, 0.0, *flat[2 : 2 + count]])
+        self._norms = NormStatistics()
 
 
 def judge_validation(health: Health, *, name: str, mode: str, value: float, best: float, best_step: int) -> Verdict:

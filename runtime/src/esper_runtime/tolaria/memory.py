@@ -148,7 +148,7 @@ class Memory:
     def _learn(self, state: TrainState) -> None:
         """A buffer that is not finite from the start (a mask of -inf) is meant so, and never checked."""
         if self._exempt is None:
-            self._exempt = frozenset(soundness.culprits(state.buffer_arenas))
+            self._exempt = state.never_finite
             if self._exempt:
                 log.info("not finite from the start, so not checked: %s", ", ".join(sorted(self._exempt)))
 

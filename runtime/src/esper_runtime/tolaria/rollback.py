@@ -29,6 +29,7 @@ from esper_runtime.tolaria.stability import Stability
 from esper_runtime.tolaria.state import TrainState
 from esper_runtime.tolaria.telemetry import Events
 
+_NOT_FINITE = frozenset({RunReason.NON_FINITE_LOSS, RunReason.NON_FINITE_GRADIENT})
 _TIERS = {RollbackTier.FAST: common_pb2.ROLLBACK_TIER_FAST, RollbackTier.FULL: common_pb2.ROLLBACK_TIER_FULL}
 
 
@@ -97,12 +98,16 @@ class Rollbacks:
         if verdict.call is Call.SUSPECT:
             return None
         assert verdict.reason is not None
+        # Weights that were broken by an earlier step make every batch look bad: that step is to blame.
+        broken = self._memory.check(state) if verdict.reason in _NOT_FINITE else None
+        earlier = () if broken is None else broken.batches
+        first_suspect = verdict.first_suspect if broken is None else min(broken.first_suspect, verdict.first_suspect)
         trouble = Trouble(
             cause=verdict.reason,
             message=verdict.message,
             at_step=state.step + 1,
-            first_suspect=verdict.first_suspect,
-            poisoned=tuple(self._suspects),
+            first_suspect=first_suspect,
+            poisoned=tuple(dict.fromkeys((*earlier, *self._suspects))),
             began_ns=self._began_ns,
             detected_ns=judged_ns,
         )
@@ -191,6 +196,8 @@ class Rollbacks:
         message = f"back at step {step}" + (", later than it should be" if restored.late else "")
         self._stability.rolled_back(trouble.cause, message)
         self._events.transition(pb.RUNTIME_PHASE_RUNNING, reason=RunReason.ROLLED_BACK, message=message, step=step)
+        if self._checkpoints.store.state().latest_step >= trouble.first_suspect:
+            self._checkpoints.submit(state, {})  # else a new pod would go on from what was given up
 
     def _nowhere_to_go(self, state: TrainState, trouble: Trouble, failed: NotRestored) -> Outcome:
         if failed.nothing_there:

@@ -65,6 +65,7 @@ class Step:
         step = state.step + 1
         update = self._update
         self._faults.before_step(step)
+        buffers = _kept_buffers(state)
         loss_tensor = self._evaluate(batch, state, step)
         loss = loss_tensor.item()
         evaluated_ns = time.monotonic_ns()
@@ -75,6 +76,8 @@ class Step:
         if verdict.call in (Call.GOOD, Call.SUSPECT):
             self._apply(batch, state, step, loss_tensor, squared_norm)
             self._count(state, loss)
+        elif verdict.call is Call.DISCARD:
+            _put_back(buffers)
         if verdict.call is not Call.BAD:
             state.step = step
             state.loss = loss
@@ -165,6 +168,7 @@ class _Scaled(Step):
         step = state.step + 1
         update, scaler = self._update, self._scaler
         self._faults.before_step(step)
+        buffers = _kept_buffers(state)
         loss_tensor = self._evaluate(batch, state, step)
         scaler.unscale(update.optimizer)
         loss = loss_tensor.item()
@@ -182,6 +186,8 @@ class _Scaled(Step):
             scaler.settle()
         else:
             scaler.forget()
+            if verdict.call is Call.DISCARD:
+                _put_back(buffers)
         if verdict.call is not Call.BAD:
             state.step = step
             state.loss = loss
@@ -237,6 +243,17 @@ def step_of(
     scaled = scaled_kind(workload, state, faults, learning_rate=learning_rate, loss=loss, metrics=metrics)
     scaled.scale_with(scaler)
     return scaled
+
+
+def _kept_buffers(state: TrainState) -> list[tuple[Tensor, Tensor]]:
+    """(live, copy) of what the forward pass changes, where a step may be left out; a rollback restores it anyway."""
+    return [(buffer, buffer.clone()) for buffer in state.model.buffers()] if state.judge.may_discard else []
+
+
+@torch.no_grad()
+def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    for live, kept in buffers:
+        live.copy_(kept)
 
 
 def _no_closure() -> Tensor:

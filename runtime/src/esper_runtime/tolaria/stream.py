@@ -151,6 +151,8 @@ class StreamLoader(AnyLoader):
         while self._steps is None or index < self._steps:
             group = self._draw_group()
             if not group:
+                if index == 0:
+                    raise ValueError(f"the training data gave no batch in epoch {epoch + 1}: each pass must start anew")
                 self.batches_per_epoch = index
                 break
             here = Position(epoch, index)

@@ -20,7 +20,7 @@ from esper_leyline.runconfig import RunConfig, RunConfigError, parse
 from esper_runtime.checkpoint import CheckpointDirError, CheckpointError, NoValidCheckpointError
 from esper_runtime.sidecar.environment import SettingsError
 from esper_runtime.tolaria import rpc
-from esper_runtime.tolaria.assemble import Bench, assemble, build, lay_out
+from esper_runtime.tolaria.assemble import Bench, assemble, build, lay_out, seed_for
 from esper_runtime.tolaria.entrypoint import UserCodeError, find, shortened
 from esper_runtime.tolaria.lastword import LastWord
 from esper_runtime.tolaria.loop import train
@@ -61,6 +61,7 @@ def warm() -> str:
     try:
         place = Place.read(os.environ)
         config = parse(place.config_file.read_text(encoding="utf-8"))
+        seed_for(config)
         find(config.entrypoint, code_dir=place.code_dir)
     except (SettingsError, RunConfigError, OSError, UserCodeError) as error:
         return str(error)

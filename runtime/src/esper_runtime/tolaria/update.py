@@ -373,6 +373,8 @@ class Update:
 
     def put_portable_state(self, skeleton: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Replaces the optimizer's state by what `portable_state` gave; the path follows if it must."""
+        if _STATES not in skeleton:  # version 1
+            skeleton = {_REBUILT: None, _STATES: skeleton}
         self._become(skeleton[_REBUILT])
         states = {n: {k: values.unpack(s, tensors) for k, s in state.items()} for n, state in skeleton[_STATES].items()}
         for arena in self.arenas:

@@ -4,7 +4,7 @@ One object per container. The loop reports what happened and carries out what co
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeAlias
 
@@ -14,7 +14,7 @@ from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import EMERGENCY_MODE_CHECKPOINT, EMERGENCY_MODE_KILL
 
-from esper_runtime.tolaria.supervisor.hang import HangLimits, HangWatch, Pulse
+from esper_runtime.tolaria.supervisor.hang import MAX_PATIENCE, HangLimits, HangWatch, Pulse
 from esper_runtime.tolaria.supervisor.policy import Death, End, Restart, RestartPolicy
 
 DUMP_S = 1.0
@@ -108,6 +108,7 @@ class Core:
         self._watch = HangWatch(limits=limits, now_s=now_s)
         self._beat: Heartbeat | None = None
         self._hang = ""
+        self._hang_step = -1
         self._kill_at_s = math.inf
         self._stop_asked = False
         self._signal: EmergencyRecord | None = None
@@ -155,8 +156,12 @@ class Core:
             return self._start(now_s) if now_s >= self._start_at_s else []
         if self.stage is not Stage.ALIVE:
             return []
+        self._heed_rollback(beat)
         self._beat = beat
         hang = self._watch.look(beat, now_s=now_s, pulse=pulse)
+        if self._hang and not self._stop_asked and beat is not None and beat.step != self._hang_step:
+            self._hang, self._kill_at_s = "", math.inf  # it goes on: it was slow
+            self._watch.patience = min(2 * self._watch.patience, MAX_PATIENCE)
         if now_s >= self._kill_at_s:
             return self._kill(self._hang or "it did not stop within the grace")
         if self._halt_unanswered(hang, now_s):
@@ -164,11 +169,16 @@ class Core:
             self._halted_by = self._signal
             return self._kill("it did not answer the emergency stop")
         if hang and not self._hang and not self._stop_asked:
-            self._hang = hang
+            self._hang, self._hang_step = hang, self._beat.step if self._beat is not None else -1
             self.hangs += 1
             self._kill_at_s = now_s + DUMP_S
             return [DumpStacks(why=hang)]
         return []
+
+    def _heed_rollback(self, beat: Heartbeat | None) -> None:
+        """A trainer that went back makes progress from there."""
+        if beat is not None and self._beat is not None and beat.step < self._beat.step:
+            self._policy = replace(self._policy, highest_step=min(self._policy.highest_step, beat.step))
 
     def stop(self, *, now_s: float) -> list[Action]:
         """SIGTERM came for the container. A second one changes nothing."""

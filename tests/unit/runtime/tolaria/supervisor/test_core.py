@@ -15,7 +15,7 @@ from esper_leyline.v1.emergency_pb2 import (
 )
 from esper_runtime.tolaria.supervisor import core
 from esper_runtime.tolaria.supervisor.core import DUMP_S, Core, Stage
-from esper_runtime.tolaria.supervisor.hang import HangLimits
+from esper_runtime.tolaria.supervisor.hang import HangLimits, Pulse
 from esper_runtime.tolaria.supervisor.policy import RestartPolicy
 from hypothesis import given
 
@@ -306,3 +306,48 @@ def test_whatever_happens_there_is_one_trainer_at_most_and_one_end(events: list[
             ends += isinstance(action, core.Finish)
         assert not (ends and lives)
     assert ends <= 1
+
+
+def test_a_trainer_that_steps_again_before_its_kill_is_let_live() -> None:
+    """It was slow, as a loader that waits for the network is; the next verdict has to wait longer."""
+    watched = Core(
+        attempt=1,
+        policy=RestartPolicy(),
+        limits=HangLimits(heartbeat_s=60, progress_s=600),
+        drain_s=28,
+        now_s=0.0,
+    )
+    watched.tick(None, now_s=0.0)
+    now, step = 0.0, 0
+    while now < 20:
+        now, step = now + 0.01, step + 1
+        newest = beat(step, now)
+        watched.tick(newest, now_s=now)
+    idle = Pulse(cpu_s=1.0, io_bytes=0, wants=False)
+    said: list[core.Action] = []
+    while not said:
+        now += 0.05
+        said = watched.tick(newest, now_s=now, pulse=idle if watched.doubts else None)
+    assert isinstance(said[0], core.DumpStacks)
+    for _ in range(300):
+        now, step = now + 0.01, step + 1
+        assert watched.tick(beat(step, now), now_s=now) == []
+
+
+def test_a_far_rollback_does_not_make_the_next_lives_fruitless() -> None:
+    watched = Core(
+        attempt=1,
+        policy=RestartPolicy(),
+        limits=HangLimits(heartbeat_s=60, progress_s=600),
+        drain_s=28,
+        now_s=0.0,
+    )
+    watched.tick(None, now_s=0.0)
+    now = 0.0
+    for life in ((4990, 5000), (4991, 4995, 100, 1100), (1095, 2100), (2095, 3100)):
+        for step in life:
+            now += 1
+            watched.tick(beat(step, now), now_s=now)
+        assert any(isinstance(action, core.ReportRestart) for action in watched.died(-9, now_s=now)), life
+        now += 5
+        watched.tick(None, now_s=now)
