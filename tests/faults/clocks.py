@@ -52,7 +52,7 @@ class Clocks:
                     counts["faults"] += 1
                     counts[f"{jump:+} s"] += 1
                 time.sleep(dice.uniform(*HOLD_S))
-            said = process.stderr.read() if process.stderr else ""
+            said = process.communicate()[1]
         assert process.returncode == ExitCode.COMPLETE, f"ended with {process.returncode}: {said[-1500:]}"
         assert pod.counters().rollbacks == 2, f"{pod.counters().rollbacks} rollbacks instead of 2"
         same_bits(pod.newest(), self._expected)

@@ -13,6 +13,7 @@ from esper_runtime.checkpoint import LoadedGeneration
 from tests.support.trainers import Pod
 
 EPOCHS = 150
+STEPS = 16 * EPOCHS
 END_S = 300.0
 
 
@@ -32,6 +33,8 @@ def spawned(pod: Pod, environment: Mapping[str, str]) -> Iterator["subprocess.Po
     finally:
         process.kill()
         process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 def undisturbed(root: Path, **sections: Any) -> LoadedGeneration:

@@ -13,7 +13,7 @@ from typing import Any
 from esper_leyline import env, paths
 from esper_leyline.exitcodes import ExitCode
 from esper_leyline.journal import JournalReader
-from esper_leyline.pages import EmergencyRecord, Heartbeat, Page
+from esper_leyline.pages import EmergencyRecord, Heartbeat, Page, PageError
 from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import parse
 from esper_leyline.v1 import report_pb2 as pb
@@ -147,8 +147,11 @@ class Pod:
         return self.events()[-1].counters
 
     def heartbeat(self) -> Heartbeat | None:
-        path = self.run_dir / paths.TRAINER_PAGE
-        return Heartbeat.of(Page.open(path).read()) if path.exists() else None
+        """None while there is no page, or not yet all of it."""
+        try:
+            return Heartbeat.of(Page.open(self.run_dir / paths.TRAINER_PAGE).read())
+        except PageError:
+            return None
 
     # What it hears
 
