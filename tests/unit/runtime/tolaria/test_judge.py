@@ -1,5 +1,6 @@
 import math
 import random
+from array import array
 from collections.abc import Callable
 
 import pytest
@@ -250,3 +251,16 @@ def test_memory_is_small_and_of_one_size():
     fresh, used = judge(), judge()
     feed(used, calm(1000))
     assert len(fresh.capture()) == len(used.capture()) < 1024
+
+
+def test_what_the_first_layout_kept_is_read_as_a_window() -> None:
+    """Its first numbers were the lengths of window and open streak."""
+    losses = [2.0 - 0.01 * step for step in range(30)]
+    old = array("d", [len(losses), 1.0, *losses, 31.0, 9.0]).tobytes()
+    judge = Judge(Health())
+    judge.restore(old)
+    assert not judge.suspicious
+    assert judge.check(31, 1.7, 1.0, lambda: True).call is Call.GOOD
+    again = Judge(Health())
+    again.restore(judge.capture())
+    assert again.capture() == judge.capture()

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from esper_runtime.tolaria.flat import PIECE_ELEMENTS
+from esper_runtime.tolaria.flat import PIECE_ELEMENTS, squares_of
 from esper_runtime.tolaria.update import Path, Update
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -331,3 +331,9 @@ def test_not_finite_values_are_seen_and_an_overflowing_sum_is_not_taken_for_one(
     assert update.all_finite()
     next(update.gradients())[3] = float("inf")
     assert not update.all_finite()
+
+
+def test_a_sum_of_squares_that_overflows_is_infinite_and_no_error() -> None:
+    assert squares_of([torch.full((3,), 1e200, dtype=torch.float64)]) == float("inf")
+    assert squares_of([torch.full((2,), 2.0), torch.zeros(0)]) == pytest.approx(8.0)
+    assert squares_of([torch.full((4,), 3.0, dtype=torch.bfloat16)]) == pytest.approx(36.0)
