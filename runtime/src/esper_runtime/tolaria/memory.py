@@ -101,6 +101,7 @@ class Memory:
             self._disable(str(error))
             return None
         if bad:
+            self._metrics.add("tolaria.rollback.snapshot_rejected_total")
             return self._refused(state, bad)
         self._sound(state)
         self._metrics.add("tolaria.rollback.snapshots_total")
@@ -108,7 +109,11 @@ class Memory:
         return None
 
     def check(self, state: TrainState) -> Unsound | None:
-        """As `capture`, without a snapshot: for the end of training, whose last steps no snapshot has seen."""
+        """As `capture`, without a snapshot.
+
+        For the end of training, whose last steps no snapshot has seen, and to learn whether a bad step stands on weights
+        that an earlier one broke.
+        """
         if self._snapshots is None:
             return None
         self._learn(state)
@@ -125,13 +130,14 @@ class Memory:
         self._warned = False
 
     def _refused(self, state: TrainState, bad: list[str]) -> Unsound:
-        self._metrics.add("tolaria.rollback.snapshot_rejected_total")
         names = self._unsound(state, bad)
         more = f" and {len(names) - 3} more" if names[3:] else ""
         message = f"after step {state.step} not all of {', '.join(names[:3])}{more} is finite"
         if not self._warned:
             self._warned = True
-            self._events.notice(RunReason.NON_FINITE_WEIGHT, f"{message}; no snapshot was taken", warning=True)
+            self._events.notice(
+                RunReason.NON_FINITE_WEIGHT, f"{message}; such a state is never kept as good", warning=True
+            )
         return Unsound(message=message, first_suspect=self._sound_step + 1, batches=tuple(self._since))
 
     def _disable(self, why: str) -> None:

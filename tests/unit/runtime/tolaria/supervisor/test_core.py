@@ -308,16 +308,17 @@ def test_whatever_happens_there_is_one_trainer_at_most_and_one_end(events: list[
     assert ends <= 1
 
 
+def patient() -> Core:
+    """With the limits of a real run, its trainer started at time 0."""
+    limits = HangLimits(heartbeat_s=60, progress_s=600)
+    made = Core(attempt=1, policy=RestartPolicy(), limits=limits, drain_s=DRAIN_S, now_s=0.0)
+    made.tick(None, now_s=0.0)
+    return made
+
+
 def test_a_trainer_that_steps_again_before_its_kill_is_let_live() -> None:
     """It was slow, as a loader that waits for the network is; the next verdict has to wait longer."""
-    watched = Core(
-        attempt=1,
-        policy=RestartPolicy(),
-        limits=HangLimits(heartbeat_s=60, progress_s=600),
-        drain_s=28,
-        now_s=0.0,
-    )
-    watched.tick(None, now_s=0.0)
+    watched = patient()
     now, step = 0.0, 0
     while now < 20:
         now, step = now + 0.01, step + 1
@@ -335,14 +336,7 @@ def test_a_trainer_that_steps_again_before_its_kill_is_let_live() -> None:
 
 
 def test_a_far_rollback_does_not_make_the_next_lives_fruitless() -> None:
-    watched = Core(
-        attempt=1,
-        policy=RestartPolicy(),
-        limits=HangLimits(heartbeat_s=60, progress_s=600),
-        drain_s=28,
-        now_s=0.0,
-    )
-    watched.tick(None, now_s=0.0)
+    watched = patient()
     now = 0.0
     for life in ((4990, 5000), (4991, 4995, 100, 1100), (1095, 2100), (2095, 3100)):
         for step in life:
