@@ -111,8 +111,8 @@ class Memory:
     def check(self, state: TrainState) -> Unsound | None:
         """As `capture`, without a snapshot.
 
-        For the end of training, whose last steps no snapshot has seen, and to learn whether a bad step stands on weights
-        that an earlier one broke.
+        For the end of training, whose last steps no snapshot has seen, and to learn whether a bad step stands on
+        weights that an earlier one broke.
         """
         if self._snapshots is None:
             return None
