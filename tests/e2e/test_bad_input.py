@@ -99,18 +99,18 @@ def test_a_flipped_bit_is_found_and_named(start: Start) -> None:
     )
     run.wait("three checkpoints", lambda s: s.get("checkpoint", {}).get("count", 0) >= 3, 180)
     run.patch({"emergencyStop": "Freeze"})
-    status = run.wait_phase("Halted", timeout_s=60)
-    newest = status["checkpoint"]["latestVerifiedStep"]
-    bad = run.python(
-        "import pathlib;"
-        "files=sorted(pathlib.Path('/checkpoints').glob('*/a*/gen-*/model.safetensors'));"
-        "f=files[-1];b=bytearray(f.read_bytes());b[-5]^=1;f.write_bytes(b);print(f.parent.name)"
-    ).strip()
+    run.wait_phase("Halted", timeout_s=60)
+    bad, newest = run.python(
+        "import json,pathlib;"
+        "f=sorted(pathlib.Path('/checkpoints').glob('*/a*/gen-*/manifest.json'))[-1];"
+        "step=json.loads(f.read_text())['step'];f=f.with_name('model.safetensors');"
+        "b=bytearray(f.read_bytes());b[-5]^=1;f.write_bytes(b);print(f.parent.name,step)"
+    ).split()
     run.patch({"emergencyStop": "Kill"})
     kit.until("the pod to end", lambda: all(p["status"]["phase"] != "Running" for p in run.pods()), timeout_s=60)
     run.patch({"emergencyStop": "None"})
     status = run.wait("training again", lambda s: s["phase"] == "Running" and s["attempt"] == 2, 180)
-    assert status["lastRecovery"]["toStep"] < newest
+    assert status["lastRecovery"]["toStep"] < int(newest)
     notes = [e["note"] for e in run.events() if e["reason"] == "CheckpointCorrupt"]
     assert any(bad in note for note in notes), notes
 

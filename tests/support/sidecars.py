@@ -94,13 +94,17 @@ class Sidecar:
         return self.process.wait(timeout=PATIENT_S)
 
     def kill(self) -> None:
-        """The whole container at once, as the kernel or a kubelet would."""
+        """The whole container at once, as the kernel or a kubelet would; returns when nothing of it is left."""
+        everyone: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            everyone = psutil.Process(self.process.pid).children(recursive=True)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.process.pid).children(recursive=True):
+        for child in everyone:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         self.process.wait()
+        psutil.wait_procs(everyone, timeout=PATIENT_S)
 
 
 class Sidecars:

@@ -242,7 +242,10 @@ def test_a_rollback_from_memory(trainer: Trainer):
 
 
 def test_a_rollback_from_the_volume(tmp_path: Path):
-    trainer = Trainer(tmp_path, steps=23, checkpoint={"everySteps": 6, "memory": {"everySteps": 1}})
+    trainer = Trainer(tmp_path, steps=17, checkpoint={"everySteps": 6, "memory": {"everySteps": 1}})
+    for steps in (1, 5):  # the disk is not busy when step 18 is due
+        trainer.parts.checkpoints.wait()
+        assert trainer.turns.run(steps) is PAUSED
     trainer.parts.checkpoints.wait()
     assert trainer.obey(ROLLBACK, rollback=RollbackRequest(tier=RollbackTier.ROLLBACK_TIER_FULL)) is None
     assert trainer.state.step == 18

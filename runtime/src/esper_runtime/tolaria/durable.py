@@ -73,6 +73,8 @@ class Checkpoints:
         self._stability = stability or Calm()
         self._copies = HostCopies()
         self._due_at: float | None = None
+        self._owed = False
+        """A save fell due that has not been handed over: the disk was busy, or the state was not known to be good."""
         self._told: set[str] = set()
         """Obstacles that this process has told of."""
         self._submitted_at = monotonic()
@@ -90,7 +92,7 @@ class Checkpoints:
     def configure(self, config: Checkpoint, rollback: Rollback | None = None) -> None:
         """New cadence, retention and deadline."""
         if (config.every_steps, config.period_seconds) != (self.config.every_steps, self.config.period_seconds):
-            self._due_at, self.store.period_s = None, config.period_seconds
+            self._due_at, self.store.period_s, self._owed = None, config.period_seconds, False
         self.config = config
         self.store.retention = config.retention
         if rollback is not None:
@@ -110,7 +112,8 @@ class Checkpoints:
     def after_step(self, state: TrainState, verdict: Verdict) -> None:
         if self._outstanding:
             self._report()
-        if verdict.call is not Call.GOOD or not self._due(state.step):
+        self._owed = self._due(state.step) or self._owed
+        if not self._owed or verdict.call is not Call.GOOD:
             return
         if self._saved_at is not None:
             self._metrics.set("tolaria.checkpoint.age_s", self._monotonic() - self._saved_at)
@@ -134,7 +137,8 @@ class Checkpoints:
 
     def submit(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Hands a copy of the state to the writer."""
-        begun = self._monotonic()
+        begun = self._submitted_at = self._monotonic()
+        self._owed = False
         if not self._copies.free():
             self._writer.retract()  # the newest wins; its memory is needed
         try:
@@ -145,8 +149,7 @@ class Checkpoints:
             return
         self._outstanding += 1
         self._writer.submit(data)
-        self._submitted_at = self._monotonic()
-        self._stall_ms = (self._submitted_at - begun) * 1e3
+        self._stall_ms = (self._monotonic() - begun) * 1e3
 
     def save_now(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> int | None:
         """Saves and waits; the step, or None when it failed. Once sealed: the step of the newest save."""

@@ -16,6 +16,7 @@ from esper_runtime.checkpoint.files import CHUNK
 from esper_runtime.tolaria import durable
 from esper_runtime.tolaria.durable import Checkpoints
 from esper_runtime.tolaria.facts import Facts
+from esper_runtime.tolaria.judge import Call, Verdict
 from esper_runtime.tolaria.metrics import Metrics
 from esper_runtime.tolaria.stability import Calm, Part
 
@@ -215,6 +216,61 @@ def test_a_state_that_cannot_be_copied_is_a_failed_save_and_no_crash(
     assert "step 10 was not saved: tensor w" in noted.degradations[-1][1]
     state.weight = torch.ones(5)
     assert checkpoints.save_now(state) == 10, "its memory was given back"
+
+
+def test_a_save_that_falls_due_while_the_disk_is_busy_comes_as_soon_as_it_is_free(
+    saving: tuple[Checkpoints, Noted, Standing, Metrics], monkeypatch: pytest.MonkeyPatch
+):
+    checkpoints, *_ = saving
+    checkpoints.configure(Checkpoint(every_steps=10, period_seconds=None))
+    free, saved, save = threading.Event(), [], checkpoints.store.save
+
+    def busy(data: GenerationData) -> Any:
+        assert free.wait(60)
+        saved.append(data.step)
+        return save(data)
+
+    monkeypatch.setattr(checkpoints.store, "save", busy)
+    state: Any = State()
+    saved = []
+    for step in range(10, 26):
+        if step == 23:
+            free.set()
+            checkpoints.wait()
+        state.step = step
+        checkpoints.after_step(state, Verdict(call=Call.GOOD))
+    checkpoints.wait()
+    assert saved == [10, 23]
+
+
+def test_a_save_that_falls_due_at_a_doubtful_step_waits_for_a_good_one(
+    saving: tuple[Checkpoints, Noted, Standing, Metrics],
+):
+    checkpoints, *_ = saving
+    checkpoints.configure(Checkpoint(every_steps=10, period_seconds=None))
+    state: Any = State()
+    saved = []
+    for step, call in ((10, Call.SUSPECT), (11, Call.GOOD), (12, Call.GOOD)):
+        state.step = step
+        checkpoints.after_step(state, Verdict(call=call))
+        checkpoints.wait()
+        saved.append(checkpoints.saved_step)
+    assert saved == [None, 11, 11]
+
+
+def test_a_copy_that_fails_is_tried_again_at_the_next_cadence_and_not_at_every_step(
+    saving: tuple[Checkpoints, Noted, Standing, Metrics],
+):
+    checkpoints, _, standing, _ = saving
+    now = [0.0]
+    checkpoints._monotonic, checkpoints._submitted_at = lambda: now[0], 0.0
+    checkpoints.configure(Checkpoint(every_steps=None, period_seconds=10))
+    state: Any = State(torch.complex128)
+    for second in range(25):
+        now[0] += 1.0
+        state.step = second
+        checkpoints.after_step(state, Verdict(call=Call.GOOD))
+    assert standing.told == ["checkpoint failed"] * 2
 
 
 def test_an_obstacle_is_told_once_with_its_numbers(saving: tuple[Checkpoints, Noted, Standing, Metrics]):
