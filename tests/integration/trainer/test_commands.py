@@ -264,6 +264,16 @@ def test_a_rollback_to_an_epoch_that_is_kept_and_to_one_that_is_not(tmp_path: Pa
     assert trainer.handled("ROLLBACK", "applied") == 1
 
 
+def test_the_end_of_an_epoch_is_told_from_what_was_saved_within_the_next(tmp_path: Path):
+    trainer = Trainer(tmp_path, steps=16, checkpoint={"everySteps": 5})
+    for steps in (5, 15):
+        trainer.parts.checkpoints.wait()
+        assert trainer.turns.run(steps) is PAUSED
+    trainer.parts.checkpoints.wait()
+    assert trainer.obey(ROLLBACK, rollback=RollbackRequest(target_epoch=1)) is None
+    assert trainer.state.step == 16
+
+
 # Breakers, levels, mode
 
 

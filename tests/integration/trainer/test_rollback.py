@@ -1,12 +1,13 @@
 """Rollback inside the process: what comes after it equals, bit for bit, a run that never saw the poisoned batch."""
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.trainers import Pod, same_bits
+from tests.support.trainers import PAUSED, Pod, Turns, close, same_bits
 
 STEP = 23
 BATCHES = 16
@@ -131,6 +132,32 @@ def test_ignored_anomaly_is_not_applied_and_training_goes_on(tmp_path: Path):
     assert all(loss != "nan" for loss in pod.losses())
 
 
+@pytest.mark.parametrize("kind", ["NonFiniteLoss", "NonFiniteGradient"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_step_that_was_left_out_is_left_out_again_when_it_is_replayed(tmp_path: Path, kind: str, precision: str):
+    """The batch is sound, the fault was of the moment. Its random numbers are drawn all the same, its step counts."""
+
+    def configured(name: str, *faults: dict[str, object]) -> Pod:
+        return Pod(tmp_path / name).configure(
+            config={"precision": precision},
+            faultInjection=[{"kind": kind, "step": STEP}, *faults],
+            health={"nonFiniteAction": "Ignore"},
+        )
+
+    undisturbed, killed = configured("undisturbed"), configured("killed", {"kind": "KillTrainer", "step": STEP + 2})
+    assert undisturbed.train().exit_code == 0
+    process = killed.spawn()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    killed.trainer_start = 2
+    assert killed.train().exit_code == 0
+    recovery = killed.events("recovery")[0]
+    assert recovery.to_step < STEP, "the step is replayed"
+    same_bits(killed.newest(), undisturbed.newest())
+    assert [pod.counters().skipped_batches for pod in (undisturbed, killed)] == [1, 1]
+    assert [notice.reason for notice in killed.events("notice")].count(kind) == 1
+
+
 @pytest.mark.row("T46")
 def test_halt_on_anomaly_keeps_the_good_state(tmp_path: Path):
     pod = Pod(tmp_path).configure(
@@ -138,6 +165,22 @@ def test_halt_on_anomaly_keeps_the_good_state(tmp_path: Path):
     )
     outcome = pod.train()
     assert (outcome.exit_code, outcome.reason, outcome.saved_step) == (75, "NonFiniteLoss", 20)
+
+
+def test_halt_on_anomaly_keeps_what_the_volume_has_where_that_is_newer(tmp_path: Path):
+    pod = Pod(tmp_path).configure(
+        faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}],
+        health={"nonFiniteAction": "Halt"},
+        checkpoint={"everySteps": 11, "memory": {"everySteps": 10}},
+    )
+    parts, state = pod.assemble()
+    turns = Turns(parts, state)
+    for steps in (21, 1):  # the disk is not busy when step 22 is due
+        assert turns.run(steps) is PAUSED
+        parts.checkpoints.wait()
+    assert turns.run(10).saved_step == 22
+    close(parts)
+    assert pod.newest().step == 22
 
 
 @pytest.mark.parametrize("target", ["LatestVerified", "Best"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from esper_runtime.workload import Batch, Workload, accuracy, read_config
@@ -29,6 +29,7 @@ class Config:
     masked: bool = False
     """A buffer of minus infinities, as attention has."""
     width: int = 33
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
     seed: int = 3
 
 
@@ -75,6 +76,7 @@ def build(config: Mapping[str, Any]) -> Workload:
         batch_size=c.batch_size,
         seed=c.seed,
         threads=1,
+        precision=c.precision,
     )
 
 

@@ -10,6 +10,7 @@ other; each thread then syncs by itself, so that neither waits longer than for t
 sync and every sync under way beside it have succeeded: the kernel tells an error to one of them only.
 """
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -29,7 +30,7 @@ from esper_runtime.checkpoint.walstate import Kind, WalState
 __all__ = ["COMPACT_BYTES", "HEADER_BYTES", "MAX_PAYLOAD", "Kind", "Log", "Wal", "WalError", "WalState", "read_log"]
 
 COMPACT_BYTES = 4 * 1024 * 1024
-"""A larger log is replaced by one record of its state when it is opened."""
+"""A larger log is replaced by one record of its state."""
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +66,7 @@ class Wal:
         self.path = path
         self.cut_bytes = 0
         """Bytes that replay cut off: a torn tail, or everything behind a damaged record (kept as <path>.cut)."""
+        self._draft = path.with_name(path.name + ".new")
         self._clock = clock
         self._monotonic_ns = monotonic_ns
         self._descriptor: int | None = None
@@ -77,6 +79,9 @@ class Wal:
         self._failures = 0
         self._broken = False
         """A sync failed, and what follows the durable tail is not cut off yet."""
+        self._named = False
+        """The directory's entry for the file is known to be on the disk."""
+        self._compact_above = COMPACT_BYTES
 
     @property
     def state(self) -> WalState:
@@ -97,18 +102,17 @@ class Wal:
         self._close()
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         _lock(self._descriptor, self.path)
-        data = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
-        if not data:
-            sync_directory(self.path.parent)
-        self._tail = _Tail()
+        data = _read_whole(self._descriptor, self.path)
+        self._named = bool(data)
+        self._tail, self._compact_above = _Tail(), COMPACT_BYTES
         for record in records(data, self.path):
             self._tail = self._tail.after(record, self.path)
         self.cut_bytes = len(data) - self._tail.offset
         if self.cut_bytes:
             self._cut(data)
-        if self._tail.offset > COMPACT_BYTES:
-            self._compact()
         self._durable, self._broken = self._tail, False
+        self._shorten()
+        self._name()
         return self.state
 
     def append(self, kind: Kind | str, **fields: Any) -> WalState:
@@ -120,6 +124,9 @@ class Wal:
                 self._repair()
             if self._descriptor is None:
                 self._replay()
+            if not self._syncing:
+                self._shorten()
+            self._name()
             descriptor, mine, failures = self._descriptor, self._write(kind, fields), self._failures
             self._syncing.add(mine.sequence)
         assert descriptor is not None
@@ -210,11 +217,28 @@ class Wal:
         os.ftruncate(self._descriptor, self._tail.offset)
         os.fdatasync(self._descriptor)
 
+    def _name(self) -> None:
+        if not self._named:
+            sync_directory(self.path.parent)
+            self._named = True
+
+    def _shorten(self) -> None:
+        """Compacts a log that has become long. One that cannot be is as good as before, and is tried again later."""
+        if self._tail.offset <= self._compact_above:
+            return
+        try:
+            self._compact()
+        except (OSError, WalError) as error:
+            with contextlib.suppress(OSError):
+                self._draft.unlink(missing_ok=True)
+            self._compact_above = self._tail.offset + COMPACT_BYTES
+            log.warning("%s stays long, %d bytes: %s", self.path, self._tail.offset, error)
+
     def _compact(self) -> None:
         before = self._tail
         whole = {**before.state.fields(), "transactions": before.transactions.fields()}
         record, crc = self._encode(Kind.STATE, whole, before.sequence + 1, 0)
-        draft = self.path.with_name(self.path.name + ".new")
+        draft = self._draft
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         try:
             _write_whole(descriptor, record, 0)
@@ -224,10 +248,9 @@ class Wal:
         except (OSError, WalError):
             os.close(descriptor)
             raise
-        sync_directory(self.path.parent)
         self._close()
-        self._descriptor = descriptor
-        self._tail = _Tail(len(record), before.sequence + 1, crc, before.state, before.transactions)
+        self._descriptor, self._named = descriptor, False
+        self._tail = self._durable = _Tail(len(record), before.sequence + 1, crc, before.state, before.transactions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,6 +289,18 @@ def _lock(descriptor: int, path: Path) -> None:
             raise WalError(f"{path} is being written by another process of this run") from error
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
             raise
+
+
+def _read_whole(descriptor: int, path: Path) -> bytes:
+    """OSError when the file is shorter than the filesystem says: a torn tail is told from a volume that fails."""
+    size, parts, done = os.fstat(descriptor).st_size, [], 0
+    while done < size:
+        part = os.pread(descriptor, size - done, done)
+        if not part:
+            raise OSError(errno.EIO, f"only {done} of {size} bytes can be read", str(path))
+        parts.append(part)
+        done += len(part)
+    return b"".join(parts)
 
 
 def _write_whole(descriptor: int, data: bytes, offset: int) -> None:

@@ -1,5 +1,6 @@
 """What the records of a run's log say, and what they add up to. Nothing here reads or writes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -15,9 +16,10 @@ class Kind(StrEnum):
     """What a record says. Fields in parentheses are those of `append`."""
 
     ROLLBACK = "rollback"
-    """In-process rollback (cause, from_step, to_step, time: Unix seconds)."""
+    """In-process rollback (cause, from_step, to_step, time: seconds of training), with what it changes for good
+    (skipped: as positions of SKIP; scale: as of LEARNING_RATE, None where it stays)."""
     SKIP = "skip"
-    """Batches never to be trained on (positions: list of int)."""
+    """Batches never to be trained on (positions: list of int; left_out: their steps count, see WalState)."""
     FAULT = "fault"
     """An injected fault has fired (key: str)."""
     LEARNING_RATE = "learning_rate"
@@ -66,7 +68,7 @@ class WalState:
     fired_faults: frozenset[str] = frozenset()
     learning_rate_scale: float = 1.0
     rollback_times: tuple[float, ...] = ()
-    """Unix seconds of the newest MAX_REMEMBERED rollbacks, oldest first."""
+    """In seconds of training, of the newest MAX_REMEMBERED rollbacks, oldest first."""
     restores_without_checkpoint: int = 0
     restores_failed_integrity: int = 0
     restores_over_deadline: int = 0
@@ -75,6 +77,8 @@ class WalState:
     """EmergencyLevel; 0: none."""
     skipped_positions: tuple[int, ...] = ()
     """The newest MAX_REMEMBERED positions of skipped batches, in the order they were skipped."""
+    left_out_positions: tuple[int, ...] = ()
+    """As many of batches that were evaluated, at steps that count, and not applied; so they are when replayed."""
 
     def counters(self) -> Counters:
         return Counters(
@@ -94,15 +98,9 @@ class WalState:
         """The state with one more record. KeyError, TypeError or ValueError when a field is missing or of no use."""
         match kind:
             case Kind.ROLLBACK:
-                times = (*self.rollback_times, float(fields["time"]))[-MAX_REMEMBERED:]
-                return replace(self, rollbacks=self.rollbacks + 1, rollback_times=times)
+                return self._rolled_back(fields)
             case Kind.SKIP:
-                positions = [int(position) for position in fields["positions"]]
-                return replace(
-                    self,
-                    skipped_batches=self.skipped_batches + len(positions),
-                    skipped_positions=(*self.skipped_positions, *positions)[-MAX_REMEMBERED:],
-                )
+                return self._skipping(fields["positions"], left_out=bool(fields.get("left_out")))
             case Kind.FAULT:
                 return replace(self, fired_faults=self.fired_faults | {str(fields["key"])})
             case Kind.LEARNING_RATE:
@@ -125,6 +123,21 @@ class WalState:
             case Kind.BEGIN | Kind.COMMIT | Kind.ABORT:
                 return self
 
+    def _rolled_back(self, fields: dict[str, Any]) -> "WalState":
+        scale = fields.get("scale")
+        return replace(
+            self._skipping(fields.get("skipped", ()), left_out=False),
+            rollbacks=self.rollbacks + 1,
+            rollback_times=(*self.rollback_times, float(fields["time"]))[-MAX_REMEMBERED:],
+            learning_rate_scale=self.learning_rate_scale if scale is None else float(scale),
+        )
+
+    def _skipping(self, positions: Iterable[Any], *, left_out: bool) -> "WalState":
+        name = "left_out_positions" if left_out else "skipped_positions"
+        more = tuple(int(position) for position in positions)
+        newest = (*getattr(self, name), *more)[-MAX_REMEMBERED:]
+        return replace(self, skipped_batches=self.skipped_batches + len(more), **{name: newest})
+
     def fields(self) -> dict[str, Any]:
         """Content of a STATE record."""
         return {
@@ -143,6 +156,7 @@ class WalState:
             "learning_rate_scale": self.learning_rate_scale,
             "rollback_times": list(self.rollback_times),
             "skipped_positions": list(self.skipped_positions),
+            "left_out_positions": list(self.left_out_positions),
         }
 
 
@@ -150,6 +164,7 @@ def _state_of(fields: dict[str, Any]) -> WalState:
     tuples = {
         "rollback_times": tuple(fields["rollback_times"]),
         "skipped_positions": tuple(fields["skipped_positions"]),
+        "left_out_positions": tuple(fields.get("left_out_positions", ())),
     }
     known = {name: value for name, value in fields.items() if name != "transactions"}
     return WalState(**{**known, **tuples, "fired_faults": frozenset(fields["fired_faults"])})

@@ -182,6 +182,7 @@ def _state(bench: Bench, workload: Workload, device: torch.device) -> TrainState
     model.train()
     loader = features.loader_of(workload, device, bench.metrics)
     loader.skipped.update(loader.position_of(number) for number in bench.facts.state.skipped_positions)
+    loader.left_out.update(loader.position_of(number) for number in bench.facts.state.left_out_positions)
     state = TrainState(
         model=model,
         update=update_of(workload, model),
@@ -441,7 +442,8 @@ def _commands(bench: Bench, rollbacks: Rollbacks, memory: Memory) -> Commands:
 
     def step_of_epoch(epoch: int) -> int | None:
         entries = (entry.manifest for entry in newest_first(volume.run_dir, volume.run_uid))
-        return next((found.step for found in entries if found is not None and found.epoch == epoch), None)
+        # Later ones of the same number are from within the next epoch.
+        return min((found.step for found in entries if found is not None and found.epoch == epoch), default=None)
 
     return Commands(
         rollbacks=rollbacks,

@@ -63,6 +63,8 @@ class AnyLoader(ABC):
         self.lengths: list[int] = []
         """Samples in each batch of the group given last; empty without accumulation."""
         self.skipped: set[Position] = set()
+        self.left_out: set[Position] = set()
+        """Of batches that are given and evaluated, but whose steps are not to be applied."""
 
     @abstractmethod
     def take(self) -> Batch | None:

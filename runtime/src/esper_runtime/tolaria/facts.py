@@ -5,7 +5,7 @@ log gets all of them at once when it can be written again.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from esper_leyline.v1.report_pb2 import Counters
@@ -55,9 +55,22 @@ class Facts:
         self.lost = ""
         return True
 
-    def rolled_back(self, *, cause: str, from_step: int, to_step: int) -> None:
-        """`time` of the record is the run's own clock: seconds of training, so that no wall clock decides."""
-        self.record(Kind.ROLLBACK, cause=cause, from_step=from_step, to_step=to_step, time=self._run_seconds())
+    def rolled_back(
+        self, *, cause: str, from_step: int, to_step: int, skipped: Sequence[int] = (), scale: float | None = None
+    ) -> None:
+        """With all that it changes for good in one record, so that a kill leaves the whole of it or nothing.
+
+        `time` of the record is the run's own clock: seconds of training, so that no wall clock decides.
+        """
+        self.record(
+            Kind.ROLLBACK,
+            cause=cause,
+            from_step=from_step,
+            to_step=to_step,
+            time=self._run_seconds(),
+            skipped=list(skipped),
+            scale=scale,
+        )
 
     def rollbacks_within(self, window_s: float) -> int:
         """Rollbacks in the last `window_s` seconds of training."""

@@ -42,6 +42,8 @@ class Verdict:
 
 
 GOOD = Verdict(call=Call.GOOD)
+LEFT_OUT = Verdict(call=Call.DISCARD)
+"""Of a step that is replayed and was not applied the first time either."""
 _LAYOUT = -2.0
 """Below zero, where the first layout had a count."""
 

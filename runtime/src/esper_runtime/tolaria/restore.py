@@ -133,13 +133,15 @@ class Tiers:
                 break
         if loaded is None:
             return outcome, None
+        if not state.is_sound(loaded):
+            log.error("the checkpoint of step %d is as it was written, but not all of it is finite", loaded.step)
+            return RestoreOutcome.INTEGRITY_FAILED, None
         try:
             state.restore_generation(loaded)
         except APPLY_ERRORS:
             log.exception("the checkpoint of step %d verifies, but cannot be put in place", loaded.step)
             return RestoreOutcome.APPLY_FAILED, None
-        if self._memory.start_again_at(state) is not None:
-            return RestoreOutcome.INTEGRITY_FAILED, None  # its bytes are as they were written, but not all finite
+        self._memory.start_again_at(state)
         return RestoreOutcome.OK, loaded.step
 
     def _book(

@@ -17,10 +17,11 @@ from esper_leyline.v1 import common_pb2
 from esper_leyline.v1 import report_pb2 as pb
 
 from esper_runtime.checkpoint.wal import Kind
+from esper_runtime.checkpoint.walstate import MAX_REMEMBERED
 from esper_runtime.tolaria.data import Position
 from esper_runtime.tolaria.durable import Checkpoints
 from esper_runtime.tolaria.facts import Facts
-from esper_runtime.tolaria.judge import Call, Verdict
+from esper_runtime.tolaria.judge import LEFT_OUT, Call, Verdict
 from esper_runtime.tolaria.memory import Memory, Unsound
 from esper_runtime.tolaria.metrics import Metrics
 from esper_runtime.tolaria.outcome import Outcome
@@ -93,7 +94,9 @@ class Rollbacks:
             self._began_ns = evaluated_ns
         self._suspects.append(state.loader.current)
         if verdict.call is Call.DISCARD:
-            self._discarded(state, verdict)
+            self._suspects.pop()
+            if verdict is not LEFT_OUT:
+                self._leave_out(state, verdict)
             return None
         if verdict.call is Call.SUSPECT:
             return None
@@ -154,12 +157,13 @@ class Rollbacks:
             return self._end(state, trouble, ExitCode.HALTED, trouble.cause, trouble.message)
         return self.roll_back(state, trouble)
 
-    def _discarded(self, state: TrainState, verdict: Verdict) -> None:
+    def _leave_out(self, state: TrainState, verdict: Verdict) -> None:
         assert verdict.reason is not None
         loader = state.loader
-        loader.skipped.update(self._suspects)
-        self._facts.record(Kind.SKIP, positions=[loader.number(position) for position in self._suspects])
-        self._suspects.clear()
+        if len(loader.left_out) >= MAX_REMEMBERED:
+            loader.left_out.remove(min(loader.left_out))
+        loader.left_out.add(loader.current)
+        self._facts.record(Kind.SKIP, positions=[loader.number(loader.current)], left_out=True)
         self._events.notice(verdict.reason, f"{verdict.message}; the step was not applied", warning=True)
 
     def roll_back(self, state: TrainState, trouble: Trouble) -> Outcome | None:
@@ -207,18 +211,27 @@ class Rollbacks:
         return self._exhausted(state, trouble, RunReason.RESTORE_FAILED, why)
 
     def _remember(self, state: TrainState, trouble: Trouble, from_step: int, to_step: int) -> None:
-        self._facts.rolled_back(cause=trouble.cause, from_step=from_step, to_step=to_step)
-        if self.config.skip_batches == "Anomalous" and trouble.poisoned:
-            loader = state.loader
-            loader.skipped.update(trouble.poisoned)
-            self._facts.record(Kind.SKIP, positions=[loader.number(position) for position in trouble.poisoned])
-        if self.config.learning_rate_scale != 1.0:
-            self.scale_learning_rate(state, self.config.learning_rate_scale, "after a rollback")
+        loader, factor = state.loader, self.config.learning_rate_scale
+        skipped = trouble.poisoned if self.config.skip_batches == "Anomalous" else ()
+        loader.skipped.update(skipped)
+        state.learning_rate_scale *= factor
+        self._facts.rolled_back(
+            cause=trouble.cause,
+            from_step=from_step,
+            to_step=to_step,
+            skipped=[loader.number(position) for position in skipped],
+            scale=state.learning_rate_scale if factor != 1.0 else None,
+        )
+        if factor != 1.0:
+            self._tell_scaled(state, factor, "after a rollback")
 
     def scale_learning_rate(self, state: TrainState, factor: float, why: str) -> None:
         """For good."""
         state.learning_rate_scale *= factor
         self._facts.record(Kind.LEARNING_RATE, scale=state.learning_rate_scale)
+        self._tell_scaled(state, factor, why)
+
+    def _tell_scaled(self, state: TrainState, factor: float, why: str) -> None:
         message = f"learning rate times {factor:g} {why}: now {state.learning_rate_scale:g} of its schedule"
         self._events.notice(RunReason.LEARNING_RATE_SCALED, message)
 
@@ -233,11 +246,22 @@ class Rollbacks:
             self._stability.halted(reason, message)
         phase = pb.RUNTIME_PHASE_HALTING if halted else pb.RUNTIME_PHASE_STOPPING
         self._events.transition(phase, reason=reason, message=message, step=state.step)
-        _, good = self._memory.restore_good(state, before_step=trouble.first_suspect)
-        saved = self._checkpoints.save_now(state) if good is not None else None
+        saved = self._keep_good(state, before_step=trouble.first_suspect)
         if halted:
             self._events.transition(pb.RUNTIME_PHASE_HALTED, reason=reason, message=message, step=state.step)
         return Outcome(exit_code=code, reason=reason, message=message, saved_step=saved)
+
+    def _keep_good(self, state: TrainState, *, before_step: int) -> int | None:
+        """Step of the good state that a later attempt will find on the volume; None when there is none.
+
+        What the volume has is left alone where it is as new and nothing suspect lies above it.
+        """
+        self._checkpoints.wait()
+        _, good = self._memory.restore_good(state, before_step=before_step)
+        newest = self._checkpoints.store.state().latest_step
+        if newest and (good or 0) <= newest < before_step:
+            return newest
+        return self._checkpoints.save_now(state) if good is not None else None
 
 
 def _recovery(trouble: Trouble, restored: Restored) -> pb.Recovery:

@@ -203,8 +203,7 @@ class TrainState:
         aux = {f"{_RNG}{name}": _tensor(state) for name, state in rng.capture().items()}
         aux[_JUDGE] = _tensor(self.judge.capture())
         copied, release = (copy or _fresh)({"model": self._model_tensors(), "optimizer": moments, "aux": aux})
-        checked = [tensor for name, tensor in copied["model"].items() if name not in self.never_finite]
-        checked += copied["optimizer"].values()
+        checked = self._meant_finite(copied)
         return GenerationData(
             epoch=self.epoch,
             step=self.step,
@@ -215,6 +214,14 @@ class TrainState:
             state={**self._facts(), "path": self.update.path, "optimizer": skeleton, "run": self.run_uid},
             metrics=metrics,
         )
+
+    def _meant_finite(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> list[Tensor]:
+        model = [tensor for name, tensor in tensors["model"].items() if name not in self.never_finite]
+        return [*model, *tensors.get("optimizer", {}).values()]
+
+    def is_sound(self, loaded: LoadedGeneration) -> bool:
+        """Whether all of it is finite that is meant to be."""
+        return soundness.all_finite(self._meant_finite(loaded.tensors))
 
     def restore_generation(self, loaded: LoadedGeneration) -> None:
         """StateMismatchError, before anything is touched, when it does not fit the model."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from esper_runtime.tolaria.amp import Loss, Scaler
 from esper_runtime.tolaria.faults import Faults
-from esper_runtime.tolaria.judge import GOOD, Call, Verdict
+from esper_runtime.tolaria.judge import GOOD, LEFT_OUT, Call, Verdict
 from esper_runtime.tolaria.learning_rate import LearningRate
 from esper_runtime.tolaria.metrics import Metrics
 from esper_runtime.tolaria.state import TrainState
@@ -71,7 +71,7 @@ class Step:
         evaluated_ns = time.monotonic_ns()
         self._faults.on_gradient(step, update)
         squared_norm = update.squared_norm()
-        verdict = state.judge.check(step, loss, squared_norm, update.all_finite)
+        verdict = LEFT_OUT if _left_out(state) else state.judge.check(step, loss, squared_norm, update.all_finite)
         judged_ns = time.monotonic_ns()
         if verdict.call in (Call.GOOD, Call.SUSPECT):
             self._apply(batch, state, step, loss_tensor, squared_norm)
@@ -175,10 +175,10 @@ class _Scaled(Step):
         evaluated_ns = time.monotonic_ns()
         squared_norm = update.squared_norm()
         if self._overflowed(loss, squared_norm):
-            return self._left_out(state, step, loss, evaluated_ns)
+            return self._without(state, step, loss, evaluated_ns)
         if self._faults.on_gradient(step, update):
             squared_norm = update.squared_norm()
-        verdict = state.judge.check(step, loss, squared_norm, update.all_finite)
+        verdict = LEFT_OUT if _left_out(state) else state.judge.check(step, loss, squared_norm, update.all_finite)
         judged_ns = time.monotonic_ns()
         if verdict.call in (Call.GOOD, Call.SUSPECT):
             self._apply(batch, state, step, loss_tensor, squared_norm)
@@ -199,7 +199,7 @@ class _Scaled(Step):
             return False
         return self._scaler.scales and not self._update.all_finite()
 
-    def _left_out(self, state: TrainState, step: int, loss: float, evaluated_ns: int) -> StepResult:
+    def _without(self, state: TrainState, step: int, loss: float, evaluated_ns: int) -> StepResult:
         """No anomaly: the scale shrinks and training goes on. An open spike streak stays open."""
         self._scaler.settle()
         self._metrics.add("tolaria.amp.skipped_steps_total")
@@ -254,6 +254,12 @@ def _kept_buffers(state: TrainState) -> list[tuple[Tensor, Tensor]]:
 def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
     for live, kept in buffers:
         live.copy_(kept)
+
+
+def _left_out(state: TrainState) -> bool:
+    """This very step was not applied before, and is replayed: it is to leave the same state."""
+    loader = state.loader
+    return bool(loader.left_out) and loader.current in loader.left_out
 
 
 def _no_closure() -> Tensor:

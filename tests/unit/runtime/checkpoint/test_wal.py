@@ -120,6 +120,95 @@ def test_a_long_log_is_replaced_by_its_state(tmp_path: Path, monkeypatch: pytest
     assert [entry.name for entry in tmp_path.iterdir()] == ["wal.log"]
 
 
+def test_a_log_that_grows_long_is_replaced_by_its_state_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "COMPACT_BYTES", 4096)
+    path = tmp_path / "wal.log"
+    wal, sizes = Wal(path), []
+    for _ in range(100):
+        state = wal.append(Kind.RESTART)
+        sizes.append(path.stat().st_size)
+    wal.close()
+    assert max(sizes) < 4096 + 1024
+    assert state.in_place_restarts == 100
+    again = Wal(path)
+    assert again.replay() == state
+    again.close()
+
+
+def test_a_long_log_that_cannot_be_replaced_is_written_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "COMPACT_BYTES", 1024)
+    wal = Wal(tmp_path / "wal.log")
+    refusals = 0
+
+    def refuse(*_: object) -> None:
+        nonlocal refusals
+        refusals += 1
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    for _ in range(20):
+        state = wal.append(Kind.RESTART)
+    assert 1 <= refusals <= 6, "not at every append"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["wal.log"]
+    monkeypatch.undo()
+    wal.close()
+    again = Wal(tmp_path / "wal.log")
+    assert again.replay() == state
+    assert state.in_place_restarts == 20
+    again.close()
+
+
+def test_a_new_name_that_is_not_on_the_disk_fails_the_append_and_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """After the rename only: until the directory is synced, a crash would bring the old log back."""
+    monkeypatch.setattr(module, "COMPACT_BYTES", 1024)
+    wal = Wal(tmp_path / "wal.log")
+    while (tmp_path / "wal.log").stat().st_size <= 1024 if (tmp_path / "wal.log").exists() else True:
+        wal.append(Kind.RESTART)
+    known = wal.state
+
+    def refuse(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "sync_directory", refuse)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output error"):
+                wal.append(Kind.RESTART)
+    assert wal.state == known
+    state = wal.append(Kind.RESTART)
+    assert state.in_place_restarts == known.in_place_restarts + 1
+    wal.close()
+    again = Wal(tmp_path / "wal.log")
+    assert again.replay() == state
+    again.close()
+
+
+@pytest.mark.parametrize("portion", [1, 100, 257])
+def test_a_log_that_is_read_in_portions_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portion: int):
+    written = filled(tmp_path / "wal.log")
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, at: pread(descriptor, min(size, portion), at))
+    wal = Wal(tmp_path / "wal.log")
+    assert wal.replay() == written
+    assert wal.cut_bytes == 0
+    wal.close()
+
+
+def test_a_volume_that_withholds_the_end_of_the_log_cuts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    filled(tmp_path / "wal.log")
+    before = (tmp_path / "wal.log").read_bytes()
+    pread = os.pread
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pread", lambda descriptor, size, at: pread(descriptor, max(0, min(size, 600 - at)), at))
+        with pytest.raises(OSError, match=f"only 600 of {len(before)} bytes can be read"):
+            Wal(tmp_path / "wal.log").replay()
+    assert (tmp_path / "wal.log").read_bytes() == before
+
+
 def test_only_the_newest_times_and_positions_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(walstate, "MAX_REMEMBERED", 3)
     wal = Wal(tmp_path / "wal.log")

@@ -7,7 +7,7 @@ from esper_leyline.phases import FaultKind
 from esper_leyline.runconfig import Fault
 from esper_leyline.v1 import report_pb2 as pb
 from esper_runtime.checkpoint import Wal
-from esper_runtime.checkpoint.wal import Kind
+from esper_runtime.checkpoint.wal import Kind, read_log
 from esper_runtime.tolaria.facts import Facts
 from esper_runtime.tolaria.faults import SPIKE_FACTOR, Faults, InjectedCrash
 
@@ -106,6 +106,17 @@ def test_what_the_log_refused_is_in_it_once_it_works_again(tmp_path: Path, monke
     assert again.state == known.state
     assert again.state.skipped_positions == (4,)
     again._wal.close()
+
+
+def test_a_rollback_and_all_that_it_changes_for_good_are_one_record(tmp_path: Path):
+    """So that no kill can come between them."""
+    known = facts(tmp_path)
+    known.rolled_back(cause="NonFiniteLoss", from_step=3, to_step=2, skipped=[7, 8], scale=0.5)
+    known._wal.close()
+    found = read_log(tmp_path / "wal.log")
+    assert found.records == 1
+    assert (found.state.rollbacks, found.state.skipped_positions) == (1, (7, 8))
+    assert (found.state.skipped_batches, found.state.learning_rate_scale) == (2, 0.5)
 
 
 def test_settling_writes_nothing_when_nothing_is_lost(tmp_path: Path):

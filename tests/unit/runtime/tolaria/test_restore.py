@@ -38,6 +38,7 @@ class World:
     unsound: bool = False
     now: float = 100.0
     asked: list[str] = field(default_factory=list)
+    touched: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     snapshots: object = True
 
@@ -68,8 +69,8 @@ class World:
         self.now += self.fast_takes
         return self.fast, 20 if self.fast is OK else None
 
-    def start_again_at(self, _: object) -> object:
-        return "unsound" if self.unsound else None
+    def start_again_at(self, _: object) -> None:
+        self.touched.append("memory")
 
     # Checkpoints
 
@@ -88,7 +89,11 @@ class World:
 
     # State and events
 
+    def is_sound(self, _: object) -> bool:
+        return not self.unsound
+
     def restore_generation(self, _: object) -> None:
+        self.touched.append("state")
         if self.unfit is not None:
             raise self.unfit("it does not fit")
 
@@ -204,6 +209,7 @@ def test_a_broken_off_copy_may_be_replaced_by_another_source(tmp_path: Path):
 def test_a_checkpoint_that_is_not_finite_is_no_state(tmp_path: Path):
     world = World(tmp_path, fast=NONE, unsound=True)
     assert world.restore() == NotRestored(outcomes=((FAST, NONE), (FULL, BROKEN)))
+    assert world.touched == [], "what memory holds may still be needed"
 
 
 def test_the_best_is_asked_for_then_the_newest_then_memory(tmp_path: Path):
