@@ -10,8 +10,10 @@ import logging
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeAlias, TypeVar
 
@@ -27,7 +29,13 @@ from esper_runtime.checkpoint.volume import preallocate
 ALIGN = 4096
 CHUNK = 4 * 1024 * 1024
 _BUFFERS = 4
-_WORKERS = 2
+_WRITERS = 2
+_READ_CHUNK = 2 * 1024 * 1024
+"""Smaller: of reads under way together the disk finishes none early, and digests wait for the first."""
+_READS = 6
+_READERS = 3
+"""Fresh memory is zeroed by the thread that reads into it; two others keep the disk busy meanwhile."""
+_HUGE_PAGE = 2 * 1024 * 1024
 _DIRECT_MIN_BYTES = 64 * 1024
 _REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
@@ -59,14 +67,12 @@ class Disk:
                 flags &= ~os.O_EXCL  # the refused open may have created it
         return os.open(path, flags, 0o640)
 
-    def to_buffered(self, descriptor: int, path: Path) -> bool:
-        """Switches an open file to buffered I/O after a refusal; False when it was buffered already."""
+    def to_buffered(self, descriptor: int, path: Path) -> None:
+        """Switches an open file to buffered I/O after a refusal, if no other thread has done so."""
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        if not flags & os.O_DIRECT:
-            return False
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-        self._give_up(path)
-        return True
+        if flags & os.O_DIRECT:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+            self._give_up(path)
 
     def _give_up(self, path: Path) -> None:
         if self.direct:
@@ -92,13 +98,19 @@ class Digester:
 
 
 def align_up(size: int) -> int:
-    return -(-size // ALIGN) * ALIGN
+    return _round_up(size, ALIGN)
+
+
+def _round_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 def aligned_buffer(size: int) -> Bytes:
     """Fresh zeroed memory of at least `size` bytes, page-aligned, in huge pages where there are any."""
+    # Whole huge pages, else the kernel places it where its ends have none, and the disk is slower into small ones.
+    length = align_up(size) if size < _HUGE_PAGE // 4 else _round_up(size, _HUGE_PAGE)
     # Private: shared anonymous memory is a file to the kernel, which gets no huge pages.
-    region = mmap.mmap(-1, max(align_up(size), ALIGN), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region = mmap.mmap(-1, max(length, ALIGN), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             region.madvise(mmap.MADV_HUGEPAGE)
@@ -145,7 +157,7 @@ def _pump(descriptor: int, parts: Iterable[Bytes], size: int, path: Path, disk: 
             waiting.result()
         return buffers[turn % len(buffers)]
 
-    with _workers(size) as pool:
+    with _workers(size, _WRITERS) as pool:
         offset = 0
         for turn, chunk in enumerate(_chunks(parts, free_buffer)):
             # Direct I/O moves whole blocks; what follows the last byte is cut off by ftruncate.
@@ -162,7 +174,7 @@ def _pump(descriptor: int, parts: Iterable[Bytes], size: int, path: Path, disk: 
 def _pump_memory(descriptor: int, memory: Bytes, size: int, path: Path, disk: Disk) -> FileDigest:
     digester = Digester()
     in_flight: deque[Future[None]] = deque()
-    with _workers(size) as pool:
+    with _workers(size, _WRITERS) as pool:
         for start in range(0, size, CHUNK):
             if len(in_flight) == _BUFFERS:
                 in_flight.popleft().result()
@@ -179,12 +191,15 @@ class _Here(Executor):
 
     def submit(self, run: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
-        future.set_result(run(*args, **kwargs))
+        try:
+            future.set_result(run(*args, **kwargs))
+        except OSError as error:
+            future.set_exception(error)
         return future
 
 
-def _workers(size: int) -> Executor:
-    return _Here() if size <= CHUNK else ThreadPoolExecutor(_WORKERS, thread_name_prefix="checkpoint-io")
+def _workers(size: int, count: int) -> Executor:
+    return _Here() if size <= CHUNK else ThreadPoolExecutor(count, thread_name_prefix="checkpoint-io")
 
 
 def _ring(size: int) -> list[Bytes]:
@@ -214,13 +229,15 @@ def _chunks(parts: Iterable[Bytes], free_buffer: Callable[[int], Bytes]) -> Iter
 
 
 def _write_at(descriptor: int, data: Bytes, offset: int, path: Path, disk: Disk) -> None:
-    done = 0
+    done, refused = 0, False
     while done < len(data):
         try:
             done += os.pwrite(descriptor, data[done:].data, offset + done)
         except OSError as error:
-            if error.errno not in _REFUSALS or not disk.to_buffered(descriptor, path):
+            if error.errno not in _REFUSALS or refused:
                 raise
+            disk.to_buffered(descriptor, path)
+            refused = True
 
 
 def go_on() -> bool:
@@ -228,58 +245,134 @@ def go_on() -> bool:
     return False
 
 
-def read_file(path: Path, buffer: Bytes, *, size: int, disk: Disk, stop: Stop = go_on) -> FileDigest:
-    """Fills `buffer` (from aligned_buffer) with the file's first `size` bytes and digests them.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A file to read: its first `size` bytes, into `memory` (from aligned_buffer) where they are to be kept."""
 
-    A shorter file gives a digest of what is there; the caller compares.
-    """
-    return _stream(path, size, disk, lambda _, start: buffer[start : min(start + CHUNK, align_up(size))], stop)
+    path: Path
+    size: int
+    memory: Bytes | None = None
 
 
 def digest_file(path: Path, *, size: int, disk: Disk, stop: Stop = go_on) -> FileDigest:
-    """As read_file, without keeping what was read."""
-    ring = _ring(size)
-    return _stream(path, size, disk, lambda turn, _: ring[turn % len(ring)], stop)
+    """The digest of one file, as digest_files gives it, without keeping what was read."""
+    with closing(digest_files([Source(path=path, size=size)], disk=disk, stop=stop)) as digests:
+        return next(digests)
 
 
-def _stream(path: Path, size: int, disk: Disk, place: Callable[[int, int], Bytes], stop: Stop) -> FileDigest:
-    """Reads chunks to where `place(turn, start)` says; at most _BUFFERS are under way, digested in order."""
-    descriptor = disk.open(path, os.O_RDONLY, direct=size >= _DIRECT_MIN_BYTES)
-    digester = Digester()
-    reads: deque[tuple[Bytes, Future[int]]] = deque()
+def digest_files(sources: Sequence[Source], *, disk: Disk, stop: Stop = go_on) -> Generator[FileDigest, None, None]:
+    """Reads files and gives the digest of each, in order; the next ones are being read meanwhile.
 
-    def digest_oldest() -> None:
-        target, read = reads.popleft()
-        digester.update(target[: read.result()])
-
+    A shorter file gives a digest of what is there; the caller compares. An OSError is that of the file whose digest
+    is due. Whoever does not ask for the last digest closes this: after that nothing is read any more.
+    """
+    reads = _Reads(sources, disk)
     try:
-        # After a buffered write the pages in memory would verify themselves, not the disk.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        with _workers(size) as pool:
-            for turn, start in enumerate(range(0, size, CHUNK)):
+        for file in reads.files:
+            for start in range(0, max(file.source.size, 1), _READ_CHUNK):
+                if reads.full:
+                    yield from reads.digest_oldest()
                 if stop():
-                    raise AbandonedError(f"{path} is not wanted any more")
-                if len(reads) == _BUFFERS:
-                    digest_oldest()
-                target = place(turn, start)
-                length = min(size - start, CHUNK)
-                reads.append((target, pool.submit(_read_at, descriptor, target, start, length, path, disk)))
-            while reads:
-                digest_oldest()
+                    raise AbandonedError(f"{file.source.path} is not wanted any more")
+                reads.begin(file, start)
+        while reads.under_way:
+            yield from reads.digest_oldest()
     finally:
-        os.close(descriptor)
-    return digester.result()
+        reads.close()
+
+
+class _Reading:
+    """One file while it is read."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.digester = Digester()
+        self.descriptor: int | None = None
+
+    def opened(self, disk: Disk) -> int:
+        if self.descriptor is None:
+            size = self.source.size
+            self.descriptor = disk.open(self.source.path, os.O_RDONLY, direct=size >= _DIRECT_MIN_BYTES)
+            # After a buffered write the pages in memory would verify themselves, not the disk.
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return self.descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A part of a file on its way into `target`."""
+
+    file: _Reading
+    last: bool
+    target: Bytes
+    count: Future[int]
+
+
+class _Reads:
+    """The chunks of several files on their way from the disk, at most _READS at once, whatever file they are of."""
+
+    def __init__(self, sources: Sequence[Source], disk: Disk) -> None:
+        self.files = [_Reading(source) for source in sources]
+        self.under_way: deque[_Chunk] = deque()
+        self._disk = disk
+        self._begun = 0
+        self._passing = self._buffers()
+        self._pool = _workers(sum(source.size for source in sources), _READERS)
+
+    def _buffers(self) -> list[Bytes]:
+        """For chunks that are kept nowhere."""
+        sizes = [min(file.source.size, _READ_CHUNK) for file in self.files if file.source.memory is None]
+        return [aligned_buffer(max(sizes)) for _ in range(_READS)] if sizes else []
+
+    @property
+    def full(self) -> bool:
+        return len(self.under_way) == _READS
+
+    def begin(self, file: _Reading, start: int) -> None:
+        source = file.source
+        length = min(source.size - start, _READ_CHUNK)
+        if source.memory is None:
+            target = self._passing[self._begun % _READS]  # that of a chunk which is digested
+        else:
+            target = source.memory[start : start + align_up(length)]
+        self._begun += 1
+        try:
+            descriptor = file.opened(self._disk)
+        except OSError as error:
+            count: Future[int] = Future()
+            count.set_exception(error)  # its turn comes once the files before it are digested
+        else:
+            count = self._pool.submit(_read_at, descriptor, target, start, length, source.path, self._disk)
+        self.under_way.append(_Chunk(file, start + length == source.size, target, count))
+
+    def digest_oldest(self) -> Iterator[FileDigest]:
+        """Waits for it. Gives the file's digest after its last chunk."""
+        chunk = self.under_way[0]
+        count = chunk.count.result()
+        self.under_way.popleft()
+        chunk.file.digester.update(chunk.target[:count])
+        if chunk.last:
+            yield chunk.file.digester.result()
+
+    def close(self) -> None:
+        """After it nobody writes into the memory of any source. Where all was digested there is nobody to wait for."""
+        self._pool.shutdown(wait=bool(self.under_way), cancel_futures=True)
+        for file in self.files:
+            if file.descriptor is not None:
+                os.close(file.descriptor)
 
 
 def _read_at(descriptor: int, target: Bytes, start: int, length: int, path: Path, disk: Disk) -> int:
     """Reads up to `length` bytes; less only at the end of the file."""
-    done = 0
+    done, refused = 0, False
     while done < length:
         try:
             count = os.preadv(descriptor, [target[done : align_up(length)].data], start + done)
         except OSError as error:
-            if error.errno not in _REFUSALS or not disk.to_buffered(descriptor, path):
+            if error.errno not in _REFUSALS or refused:
                 raise
+            disk.to_buffered(descriptor, path)
+            refused = True
             continue
         if count == 0:
             break

@@ -5,7 +5,8 @@ No policy here: the store decides where and when, this module how.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from esper_runtime.checkpoint.errors import CheckpointError, CorruptFileError, S
 from esper_runtime.checkpoint.files import (
     Bytes,
     Disk,
+    Source,
     Stop,
     aligned_buffer,
-    digest_file,
+    digest_files,
     go_on,
-    read_file,
     write_file,
     write_memory,
 )
@@ -38,6 +39,13 @@ _SUFFIX = ".safetensors"
 _STEM = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 Tensors = Mapping[str, torch.Tensor]
+Room = Callable[[str, int], Bytes]
+"""Gives page-aligned memory for a file, by its stem, of so many bytes. OSError when there is none."""
+
+
+def fresh(_: str, size: int) -> Bytes:
+    """Room for everything, new each time."""
+    return aligned_buffer(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,7 @@ class GenerationData:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedGeneration:
-    """A verified training state, in fresh memory."""
+    """A verified training state, in memory that is nobody else's."""
 
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     state: Mapping[str, Any]
@@ -100,9 +108,8 @@ def verify(directory: Path, manifest: Manifest, data: GenerationData, how: str, 
     """
     where = f"{directory.parent.name}/{directory.name}"
     if how == "Checksum":
-        for name, want in manifest.files.items():
-            _check_size(directory / name, want, f"{where}/{name}")
-            _match(digest_file(directory / name, size=want.size, disk=disk), want, f"{where}/{name}")
+        for _ in _verified(directory, manifest, where, disk):
+            pass
     elif how == "Load":
         loaded, _ = read(directory, manifest, where, disk)
         for stem, tensors in data.tensors.items():
@@ -110,16 +117,25 @@ def verify(directory: Path, manifest: Manifest, data: GenerationData, how: str, 
 
 
 def read(
-    directory: Path, manifest: Manifest, where: str, disk: Disk, stop: Stop = go_on
+    directory: Path, manifest: Manifest, where: str, disk: Disk, stop: Stop = go_on, room: Room = fresh
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Tensors by stem and name, and the state; given out only after every byte of every file has verified.
 
     CorruptFileError names the first file that does not; AbandonedError when `stop` said so.
     """
-    content = {
-        name: _read(directory / name, want, f"{where}/{name}", disk, stop) for name, want in manifest.files.items()
-    }
-    return _decode(content, where)
+    if STATE_FILE not in manifest.files:
+        raise CorruptFileError(f"{where}/{STATE_FILE}", "not in the manifest")
+    memory = {name: _memory(name, want.size, where, room) for name, want in manifest.files.items()}
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    state: dict[str, Any] = {}
+    with closing(_verified(directory, manifest, where, disk, stop=stop, memory=memory)) as verified:
+        for name in verified:  # decoded while the next are being read
+            data = memory[name][: manifest.files[name].size]
+            if name == STATE_FILE:
+                state = _decode_state(data, f"{where}/{name}")
+            else:
+                tensors[name.removesuffix(_SUFFIX)] = _decode_tensors(data, f"{where}/{name}")
+    return tensors, state
 
 
 def write_export(directory: Path, tensors: Tensors, meta: Mapping[str, Any], disk: Disk) -> None:
@@ -142,18 +158,41 @@ def _write_bytes(path: Path, content: bytes, disk: Disk, *, commits: bool = Fals
     return write_file(path, parts, size=len(content), disk=disk, commits=commits)
 
 
-def _read(path: Path, want: FileDigest, where: str, disk: Disk, stop: Stop) -> Bytes:
-    """All bytes of one file, verified. CorruptFileError otherwise."""
+def _verified(
+    directory: Path,
+    manifest: Manifest,
+    where: str,
+    disk: Disk,
+    *,
+    stop: Stop = go_on,
+    memory: Mapping[str, Bytes] | None = None,
+) -> Generator[str, None, None]:
+    """Names of files, each once all its bytes are read, into `memory` where there is any, and are what they should be.
+
+    CorruptFileError names the first that is not.
+    """
+    kept = memory or {}
+    sources = [
+        Source(path=directory / name, size=want.size, memory=kept.get(name)) for name, want in manifest.files.items()
+    ]
+    with closing(digest_files(sources, disk=disk, stop=stop)) as digests:
+        for name, want in manifest.files.items():
+            try:
+                _check_size(directory / name, want, f"{where}/{name}")
+                digest = next(digests)
+            except FileNotFoundError as error:
+                raise CorruptFileError(f"{where}/{name}", "missing") from error
+            except OSError as error:
+                raise CorruptFileError(f"{where}/{name}", f"cannot be read: {error}") from error
+            _match(digest, want, f"{where}/{name}")
+            yield name
+
+
+def _memory(name: str, size: int, where: str, room: Room) -> Bytes:
     try:
-        _check_size(path, want, where)
-        buffer = aligned_buffer(want.size)
-        digest = read_file(path, buffer, size=want.size, disk=disk, stop=stop)
-    except FileNotFoundError as error:
-        raise CorruptFileError(where, "missing") from error
+        return room(name.removesuffix(_SUFFIX), size)
     except OSError as error:
-        raise CorruptFileError(where, f"cannot be read: {error}") from error
-    _match(digest, want, where)
-    return buffer[: want.size]
+        raise CorruptFileError(f"{where}/{name}", f"cannot be read: {error}") from error
 
 
 def _check_size(path: Path, want: FileDigest, where: str) -> None:
@@ -162,22 +201,19 @@ def _check_size(path: Path, want: FileDigest, where: str) -> None:
         raise CorruptFileError(where, f"has {size} bytes instead of {want.size}")
 
 
-def _decode(content: Mapping[str, Bytes], where: str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for name, data in content.items():
-        if name == STATE_FILE:
-            continue
-        try:
-            tensors[name.removesuffix(".safetensors")] = safetensors.parse(data)
-        except safetensors.FormatError as error:
-            raise CorruptFileError(f"{where}/{name}", str(error)) from error
+def _decode_tensors(data: Bytes, where: str) -> dict[str, torch.Tensor]:
     try:
-        state = json.loads(content[STATE_FILE].tobytes())
-    except KeyError as error:
-        raise CorruptFileError(f"{where}/{STATE_FILE}", "not in the manifest") from error
+        return safetensors.parse(data)
+    except safetensors.FormatError as error:
+        raise CorruptFileError(where, str(error)) from error
+
+
+def _decode_state(data: Bytes, where: str) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads(data.tobytes())
     except ValueError as error:
-        raise CorruptFileError(f"{where}/{STATE_FILE}", f"no JSON: {error}") from error
-    return tensors, state
+        raise CorruptFileError(where, f"no JSON: {error}") from error
+    return state
 
 
 def _compare(wanted: Tensors, loaded: Tensors, where: str) -> None:

@@ -1,11 +1,13 @@
 """Copies of a training state in host memory, laid out as the files they will become.
 
 A save costs the training thread one pass: live tensors into memory that was made for the first save and is used again
-by every later one. The writer then hands this memory to the disk as it is.
+by every later one. The writer then hands this memory to the disk as it is. A load may use it in between.
 """
 
 import logging
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -63,6 +65,14 @@ class _Slot:
             _copy(image.views[name], tensor)
         return image
 
+    def holds(self, stem: str, size: int) -> bool:
+        image = self.images.get(stem)
+        return image is not None and len(image.memory) >= size
+
+    def give_up(self, stem: str) -> Image:
+        self.shapes.pop(stem, None)
+        return self.images.pop(stem)
+
 
 def _copy(target: Tensor, source: Tensor) -> None:
     """On the CPU by one thread: several gain nothing where one fills the memory bus, and wait for each other."""
@@ -82,11 +92,13 @@ def _image(layout: safetensors.Layout, old: Image | None, pin: Callable[[Bytes],
 
 
 class HostCopies:
-    """The slots of one trainer. `take` is the training thread's, `release` of what it gave anybody's."""
+    """The slots of one trainer. `take` is the training thread's, all else anybody's."""
 
     def __init__(self, *, slots: int = SLOTS) -> None:
         self._lock = threading.Lock()
         self._slots = [_Slot() for _ in range(slots)]
+        self._back: deque[tuple[_Slot, str, Image]] = deque()
+        """Lent memory that nobody refers to any more."""
 
     def free(self) -> bool:
         with self._lock:
@@ -98,6 +110,7 @@ class HostCopies:
         OSError when there is no memory for them; CheckpointError when a tensor has no place in a file.
         """
         with self._lock:
+            self._take_back()
             slot = next(slot for slot in self._slots if not slot.busy)
             slot.busy = True
         cuda = any(tensor.is_cuda for part in tensors.values() for tensor in part.values())
@@ -114,6 +127,28 @@ class HostCopies:
         if cuda:
             torch.cuda.current_stream().synchronize()
         return images, release
+
+    def lend(self, stem: str, size: int) -> Bytes:
+        """Memory to load `size` bytes into: that of a copy no longer needed, which is given up, else fresh.
+
+        It becomes memory for copies again once nothing refers to it, not even a read that nobody waits for.
+        """
+        with self._lock:
+            self._take_back()
+            slot = next((slot for slot in self._slots if not slot.busy and slot.holds(stem, size)), None)
+            if slot is None:
+                return aligned_buffer(size)
+            image = slot.give_up(stem)
+        # An array of its own, and no view of the other: whatever is made of it refers to this one.
+        loan = np.frombuffer(image.memory.data, dtype=np.uint8)
+        weakref.finalize(loan, self._back.append, (slot, stem, image)).atexit = False
+        return loan
+
+    def _take_back(self) -> None:
+        while self._back:
+            slot, stem, image = self._back.popleft()
+            if not slot.busy and stem not in slot.images:  # else a copy could not wait for it
+                slot.images[stem] = image
 
 
 def _leave(_: Bytes) -> None:

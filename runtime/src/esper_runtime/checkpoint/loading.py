@@ -1,6 +1,7 @@
 """Which generation to go back to: the first in order of preference that verifies, byte for byte.
 
-Loads give fresh memory and touch nothing that lives. What does not verify is told to `noted` and passed over.
+Loads give memory that is nobody else's and touch nothing that lives. What does not verify is told to `noted` and
+passed over.
 """
 
 import logging
@@ -15,7 +16,7 @@ from esper_runtime.checkpoint.catalog import Entry, generation_of, newest_first
 from esper_runtime.checkpoint.errors import CorruptFileError, NoValidCheckpointError
 from esper_runtime.checkpoint.feasibility import Rate
 from esper_runtime.checkpoint.files import Disk, Stop, go_on
-from esper_runtime.checkpoint.generation import LoadedGeneration, read
+from esper_runtime.checkpoint.generation import LoadedGeneration, Room, fresh, read
 from esper_runtime.checkpoint.retention import best
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class Search:
     before_step: int | None = None
     """Only generations of an earlier step, and only good ones: the search is for a rollback."""
     stop: Stop = go_on
+    room: Room = fresh
+    """Where to load it."""
     reads: Rate = field(default_factory=Rate)
     """Learns how fast the volume was."""
     monotonic: Callable[[], float] = time.monotonic
@@ -110,10 +113,11 @@ class Search:
         assert found is not None
         begun = self.monotonic()
         try:
-            tensors, state = read(entry.path, found, entry.where, self.disk, self.stop)
+            tensors, state = read(entry.path, found, entry.where, self.disk, self.stop, self.room)
         except CorruptFileError as error:
-            log.error("checkpoint does not verify, trying an older one: %s", error)
-            self._reject(entry, str(error))
+            why = str(error)  # the error itself holds on to the memory that was read into
+            log.error("checkpoint does not verify, trying an older one: %s", why)
+            self._reject(entry, why)
             return None
         self.reads.add(found.size_bytes, self.monotonic() - begun)
         return LoadedGeneration(

@@ -1,7 +1,7 @@
 """Generations on the checkpoint volume: written whole or not at all, believed only after every byte verified.
 
 A generation is a directory that appears by one rename after its files, its manifest and the directory itself are on
-the disk. Nothing here touches a live model: loading gives fresh CPU tensors, and the caller copies them in place.
+the disk. Nothing here touches a live model: loading gives CPU tensors of their own, which the caller copies.
 """
 
 import errno
@@ -34,7 +34,9 @@ from esper_runtime.checkpoint.files import Disk, Stop, go_on
 from esper_runtime.checkpoint.generation import (
     GenerationData,
     LoadedGeneration,
+    Room,
     Tensors,
+    fresh,
     verify,
     write,
     write_export,
@@ -79,6 +81,8 @@ class Store:
         """Between two saves, as the cadence asks for them; None while that is not known."""
         self.context: Mapping[str, str] = {}
         """What runs: code, model, device. In every manifest, and once per process in the log."""
+        self.room: Room = fresh
+        """Where loads put what they read."""
         self.probe: Probe | None = None
         """What is known of the volume, after prepare()."""
         self._clock = clock
@@ -350,6 +354,7 @@ class Store:
             noted=self._rejected,
             before_step=before_step,
             stop=stop,
+            room=self.room,
             reads=self._reads,
             monotonic=self._monotonic,
         )

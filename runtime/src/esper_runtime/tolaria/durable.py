@@ -87,6 +87,7 @@ class Checkpoints:
         self.sealed = False
         """The live model is no training state any more: nothing of it is to be saved."""
         self.store.period_s = config.period_seconds
+        self.store.room = self._copies.lend
         self._announce_durability()
 
     def configure(self, config: Checkpoint, rollback: Rollback | None = None) -> None:

@@ -252,16 +252,16 @@ class Rollbacks:
         return Outcome(exit_code=code, reason=reason, message=message, saved_step=saved)
 
     def _keep_good(self, state: TrainState, *, before_step: int) -> int | None:
-        """Step of the good state that a later attempt will find on the volume; None when there is none.
+        """Puts the last good state of memory on the volume, unless that has it or a newer one; the step of what it has.
 
-        What the volume has is left alone where it is as new and nothing suspect lies above it.
+        None when memory has none, or when it cannot be saved.
         """
         self._checkpoints.wait()
         _, good = self._memory.restore_good(state, before_step=before_step)
+        if good is None:
+            return None
         newest = self._checkpoints.store.state().latest_step
-        if newest and (good or 0) <= newest < before_step:
-            return newest
-        return self._checkpoints.save_now(state) if good is not None else None
+        return newest if good <= newest < before_step else self._checkpoints.save_now(state)
 
 
 def _recovery(trouble: Trouble, restored: Restored) -> pb.Recovery:

@@ -1,11 +1,16 @@
 """Copies in host memory that is used again."""
 
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from esper_runtime.checkpoint import GenerationData
+from esper_runtime.checkpoint import GenerationData, Store
+from esper_runtime.checkpoint.errors import AbandonedError
 from esper_runtime.checkpoint.files import CHUNK, Disk, write_memory
 from esper_runtime.checkpoint.generation import read, write
 from esper_runtime.checkpoint.host import HostCopies
@@ -95,3 +100,139 @@ def test_memory_is_written_from_where_it_lies(tmp_path: Path, monkeypatch: pytes
     write_memory(tmp_path / "file", image.memory, size=image.size, disk=Disk())
     start = image.memory.ctypes.data
     assert sorted(seen) == list(range(start, start + image.size, CHUNK))
+
+
+# Lent to a load
+
+
+def prepared(directory: Path, copies: HostCopies) -> Store:
+    store = Store(directory, run_uid="uid", attempt=1, verification="None")
+    store.prepare()
+    store.room = copies.lend
+    return store
+
+
+def test_a_load_uses_the_memory_of_a_copy_and_the_next_copy_has_it_again(tmp_path: Path):
+    copies = HostCopies()
+    store = prepared(tmp_path, copies)
+    data = training_state(7, elements=CHUNK // 8)
+    images, release = copies.take(data.tensors)
+    store.save(GenerationData(epoch=0, step=7, tensors=images))
+    copied = addresses(images)
+    release()
+    del images
+    loaded = store.load_newest()
+    assert loaded is not None
+    assert same_tensors(loaded.tensors, data.tensors)
+    assert addresses(loaded.tensors) == copied
+    assert copies.free()
+    other, release = copies.take(training_state(8, elements=CHUNK // 8).tensors)
+    assert not set(addresses(other).values()) & set(copied.values())
+    assert same_tensors(loaded.tensors, data.tensors)
+    del loaded
+    third, _ = copies.take(training_state(9, elements=CHUNK // 8).tensors)
+    assert same_tensors(other, training_state(8, elements=CHUNK // 8).tensors)
+    assert same_tensors(third, training_state(9, elements=CHUNK // 8).tensors)
+
+
+def test_memory_that_came_back_makes_a_whole_file(tmp_path: Path):
+    copies = HostCopies(slots=1)
+    images, release = copies.take(training_state(1).tensors)
+    before = addresses(images)
+    release()
+    del images
+    loan = copies.lend("model", 4097)
+    loan[:] = 255
+    del loan
+    images, _ = copies.take(training_state(2).tensors)
+    assert addresses(images) == before
+    (tmp_path / "gen").mkdir()
+    manifest = write(tmp_path / "gen", GenerationData(epoch=0, step=2, tensors=images), header(), Disk())
+    assert same_tensors(read(tmp_path / "gen", manifest, "gen", Disk())[0], training_state(2).tensors)
+
+
+def test_memory_stays_lent_as_long_as_anything_refers_to_it():
+    copies = HostCopies(slots=1)
+    images, release = copies.take(training_state(1).tensors)
+    start = images["model"].memory.ctypes.data
+    release()
+    del images
+    holders: list[Any] = [copies.lend("model", 1)]
+    assert holders[0].ctypes.data == start
+    derivations: list[Callable[[Any], Any]] = [
+        lambda array: array[5:],
+        lambda array: array.data,
+        lambda view: np.frombuffer(view, dtype=np.uint8),
+        lambda array: torch.from_numpy(array[3:]),
+        lambda tensor: tensor.view(torch.float32)[1:].reshape(1, -1),
+    ]
+    for derived in derivations:
+        holders.append(derived(holders[-1]))
+        del holders[0]
+        images, release = copies.take(training_state(2).tensors)
+        assert images["model"].memory.ctypes.data != start
+        release()
+        del images
+
+
+def test_memory_of_a_copy_in_use_or_too_small_is_never_lent():
+    copies = HostCopies(slots=1)
+    images, release = copies.take(training_state(1).tensors)
+    start, length = images["model"].memory.ctypes.data, len(images["model"].memory)
+    assert copies.lend("model", 1).ctypes.data != start
+    release()
+    assert len(copies.lend("model", length + 1)) > length
+    assert copies.lend("state.json", 1).ctypes.data != start
+    assert copies.lend("model", length).ctypes.data == start
+
+
+def test_an_abandoned_load_writes_into_no_memory_that_a_copy_has_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copies, elements = HostCopies(slots=1), CHUNK
+    store = prepared(tmp_path, copies)
+    images, release = copies.take(training_state(1, elements=elements).tensors)
+    store.save(GenerationData(epoch=0, step=1, tensors=images))
+    release()
+    del images
+    go, reading, abandoned, real = threading.Event(), threading.Semaphore(0), threading.Event(), os.preadv
+
+    def waiting(*arguments: Any) -> int:
+        reading.release()
+        assert go.wait(60)
+        return real(*arguments)
+
+    def load() -> None:
+        with pytest.raises(AbandonedError):
+            store.load_newest(stop=abandoned.is_set)
+
+    monkeypatch.setattr(os, "preadv", waiting)
+    loader = threading.Thread(target=load)
+    loader.start()
+    assert reading.acquire(timeout=60)
+    assert reading.acquire(timeout=60)
+    abandoned.set()
+    images, release = copies.take(training_state(2, elements=elements).tensors)
+    go.set()
+    loader.join(60)
+    assert same_tensors(images, training_state(2, elements=elements).tensors)
+    release()
+
+
+def test_a_generation_that_does_not_verify_gives_its_memory_to_the_next_try(tmp_path: Path):
+    copies = HostCopies(slots=1)
+    store = prepared(tmp_path, copies)
+    for step in (1, 2):
+        images, release = copies.take(training_state(step, elements=CHUNK // 8).tensors)
+        generation = store.save(GenerationData(epoch=0, step=step, tensors=images))
+        copied = addresses(images)
+        release()
+        del images
+    with (generation.path / "optimizer.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+    loaded = store.load_newest()
+    assert loaded is not None
+    assert loaded.step == 1
+    assert same_tensors(loaded.tensors, training_state(1, elements=CHUNK // 8).tensors)
+    assert addresses(loaded.tensors) == copied

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from esper_runtime.checkpoint import (
     Store,
     SupersededError,
 )
+from esper_runtime.checkpoint.files import Source
 
 from tests.support.checkpoints import read_safetensors, same_tensors, training_state
 
@@ -278,14 +280,15 @@ def test_bytes_that_read_back_wrong_are_never_committed(tmp_path: Path, monkeypa
 
     first = store(tmp_path)
     first.save(training_state(10))
-    real = generation.digest_file
+    real = generation.digest_files
 
-    def rotten(path: Path, **rest: object) -> object:
-        if path.name == "optimizer.safetensors":
-            flip(path)
-        return real(path, **rest)
+    def rotten(sources: Sequence[Source], **rest: object) -> object:
+        for source in sources:
+            if source.path.name == "optimizer.safetensors":
+                flip(source.path)
+        return real(sources, **rest)
 
-    monkeypatch.setattr(generation, "digest_file", rotten)
+    monkeypatch.setattr(generation, "digest_files", rotten)
     with pytest.raises(SaveError, match=r"read back wrong: .*optimizer.safetensors: digest mismatch"):
         first.save(training_state(20))
     assert numbers(tmp_path) == [1]
