@@ -15,18 +15,26 @@ from esper_leyline import env, paths
 from esper_leyline.journal import JournalReader
 from esper_leyline.pages import EmergencyRecord, Heartbeat, Page, PageError
 from esper_leyline.v1 import report_pb2 as pb
+from esper_runtime.checkpoint.volume import RECORD_FILE
+from esper_runtime.cli.report import report
+from esper_runtime.tolaria.record import read
 
+from tests.support.refusal import SPARES, STARTS
 from tests.support.waiting import PATIENT_S, until_sync
 
 DEADLINE_S = PATIENT_S
 _RUN = """
-import os, sys
+import os, pathlib, sys
 from esper_runtime.tolaria.__main__ import main
 from esper_runtime.tolaria.supervisor import hang, loop, spare
+from tests.support.refusal import at_limit
+at_limit(pathlib.Path({run_dir!r}))
+sys.executable = {python!r}
+{prelude}
 loop.TICK_S = {tick_s}
 hang.LOOK_S = max(hang.LOOK_S, {tick_s} - 1.0)
 spare.SETTLE_S = {settle_s}
-spare.BACKOFF_S = spare.TAKEN_LIMIT_S = {spare_limit_s}
+spare.BACKOFF_S = spare.SHORTAGE_BACKOFF_S = spare.TAKEN_LIMIT_S = {spare_limit_s}
 sys.exit(main(os.environ, trainer_module={module!r}))
 """
 
@@ -41,6 +49,10 @@ class Supervised:
         self.config = {"version": 1, "name": "demo", "namespace": "default", "uid": "uid-1", "entrypoint": "a:b"}
         self.environ: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
+        self.python = sys.executable
+        """What the supervisor starts trainers with."""
+        self.prelude = ""
+        """Statements that the supervisor runs first, such as one that makes it die at a chosen place."""
         self.log: Path | None = None
         """Where the container's standard error goes; None: to ours."""
         self._directory = directory
@@ -81,7 +93,15 @@ class Supervised:
         )
 
     def _program(self, **limits: float) -> str:
-        return _RUN.format(module=self._module, **limits)
+        return _RUN.format(
+            module=self._module, python=self.python, run_dir=str(self.run_dir), prelude=self.prelude, **limits
+        )
+
+    def refuse(self, *, starts: int = 0, spares: int = 0) -> None:
+        """So many of them fail from now on, as at a limit of processes."""
+        for name, count in ((STARTS, starts), (SPARES, spares)):
+            (self.run_dir / f".{name}").write_text(str(count))
+            (self.run_dir / f".{name}").replace(self.run_dir / name)
 
     def wait(self, deadline_s: float = DEADLINE_S) -> int:
         assert self.process is not None
@@ -133,6 +153,15 @@ class Supervised:
             return list(reader.events())
         finally:
             reader.close()
+
+    def record(self) -> list[dict[str, Any]]:
+        """Lines of the run's record; none before there is a file."""
+        path = self.checkpoints / "uid-1" / RECORD_FILE
+        return list(read(path)) if path.exists() else []
+
+    def report(self) -> str:
+        """What `esper report` says of the volume."""
+        return report(str(self.checkpoints), html=None, namespace=None, state=None)
 
     def last_word(self) -> dict[str, Any]:
         return dict(json.loads(self.termination_log.read_text()))

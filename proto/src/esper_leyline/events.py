@@ -26,6 +26,7 @@ class RunEvent(StrEnum):
     # The course of training
     STARTED = "tolaria.trainer.started"
     ENDED = "tolaria.trainer.ended"
+    TRAINER_FAILED = "tolaria.trainer.failed"
     TRANSITION = "tolaria.transition"
     PROGRESS = "tolaria.progress"
     EPOCH = "tolaria.epoch.closed"
@@ -80,7 +81,11 @@ MEANING: dict[RunEvent, tuple[str, str]] = {
         "A trainer process is ready to train",
         "source, trainerStart, device, threads, torch, optimizerPath, epochs",
     ),
-    RunEvent.ENDED: ("Its last word", "exitCode, savedStep"),
+    RunEvent.ENDED: ("Its last word, or its supervisor's for it", "exitCode, savedStep"),
+    RunEvent.TRAINER_FAILED: (
+        "A trainer process crashed, hung, was killed, or could not be started, as its supervisor saw it",
+        "exitCode, evidence",
+    ),
     RunEvent.TRANSITION: ("The run moves to another phase", "from, to"),
     RunEvent.PROGRESS: ("Loss of a step: one a second at most, fewer the longer the run is", "loss"),
     RunEvent.EPOCH: ("An epoch is trained and validated", "epoch, epochs, totalSteps, loss, metrics, samplesPerSecond"),
@@ -155,14 +160,15 @@ def reference() -> str:
 _INTRODUCTION = """
 # The run's record
 
-`<run-uid>/record.jsonl` on the checkpoint volume, one JSON object a line, written by the trainer. `esper report` draws
-a report from it. Generated from `esper_leyline.events`; do not edit.
+`<run-uid>/record.jsonl` on the checkpoint volume, one JSON object a line, written by the trainer, and by its
+supervisor while no trainer lives. `esper report` draws a report from it. Generated from `esper_leyline.events`; do not
+edit.
 
 | Key | Meaning |
 |---|---|
-| `id` | attempt, incarnation of the pod, start of the trainer in it, and a number that rises: `1.1.2.42` |
+| `id` | attempt, incarnation of the pod, start of the trainer in it (0: its supervisor), a rising number: `1.1.2.42` |
 | `time` | wall clock, UTC, for people |
-| `ns` | CLOCK_MONOTONIC of the node: order and durations within one trainer process |
+| `ns` | CLOCK_MONOTONIC of the node: order and durations within one incarnation |
 | `attempt`, `incarnation` | of the run, of its pod |
 | `step` | where training was |
 | `level` | INFO, WARNING, ERROR or CRITICAL |

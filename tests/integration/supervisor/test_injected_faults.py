@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from esper_leyline import env
+from esper_leyline.exitcodes import ExitCode
 from esper_leyline.pages import EmergencyRecord
 from esper_leyline.phases import FaultKind
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import EMERGENCY_MODE_FREEZE
+from esper_runtime.tolaria.narrate import phase
 
 from tests.support.supervised import Supervised
 from tests.support.trainers import CODE, Pod, newest, same_bits
@@ -98,9 +100,36 @@ def test_a_fault_is_found_answered_told_and_undone(case: Case, pod: Supervised, 
     assert (counters.in_place_restarts, counters.skipped_batches) == (case.restarts, len(case.skipped))
     word = pod.last_word()
     assert (word["reason"], word["exitCode"], word["step"]) == ("Complete", 0, 16 * EPOCHS - len(case.skipped))
+    in_the_record(pod, case, events)
     reference = Pod(tmp_path / "reference").configure(config={"epochs": EPOCHS}, checkpoint=CHECKPOINT)
     assert reference.skipping(*case.skipped).exit_code == 0
     same_bits(newest(pod.checkpoints, uid="uid-1"), reference.newest())
+
+
+def in_the_record(pod: Supervised, case: Case, events: list[pb.RuntimeEvent]) -> None:
+    """The same story by trainers and supervisor together, each part of it once."""
+    lines = pod.record()
+    assert len({line["id"] for line in lines}) == len(lines)
+    moves = [(line["fields"]["from"], line["fields"]["to"]) for line in lines if "from" in line["fields"]]
+    told = [event.transition for event in events if event.WhichOneof("event") == "transition"]
+    assert moves == [(phase(move.from_phase), phase(move.to_phase)) for move in told]
+    died = [line["fields"]["reason"] for line in lines if line["event"] == "tolaria.trainer.failed"]
+    assert case.recovery is None or died == [case.recovery[1]] * case.restarts
+    said = pod.report()
+    assert f"{case.restarts + 1} trainer process" in said
+    assert ("TRAINER FAILED" in said) == (case.restarts > 0)
+    assert "End:          Complete (0)" in said
+
+
+def test_an_end_that_the_trainer_means_is_in_the_record_once(pod: Supervised) -> None:
+    pod.start(entrypoint="tiny:nothing")
+    assert pod.wait(DEADLINE_S) == ExitCode.USER_CODE
+    told = [(line["event"], line["fields"]["reason"]) for line in pod.record()]
+    reason = "EntrypointNotFound"
+    assert told == [
+        ("tolaria.run.failed", reason), ("tolaria.trainer.ended", reason), ("tolaria.transition", reason),
+    ]  # fmt: skip
+    assert f"End:          {reason} (71)" in pod.report()
 
 
 def transitions(events: list[pb.RuntimeEvent]) -> list[str]:

@@ -10,6 +10,7 @@ from esper_leyline import env, paths
 from esper_leyline.exitcodes import ExitCode
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
+from esper_runtime.tolaria.supervisor.spare import FAILURE_LIMIT
 
 from tests.support.supervised import DEADLINE_S, Supervised
 from tests.support.waiting import until_sync
@@ -128,6 +129,29 @@ def test_an_import_that_hangs_in_a_spare_ends_in_a_cold_start(pod: Supervised):
     until_sync(lambda: gone(spare), DEADLINE_S, "the end of the hung spare")
     assert "an import hangs" in notices(pod)[0]
     assert sum(event.WhichOneof("event") == "failure" for event in pod.events()) == 1, "its end is no second death"
+
+
+def test_a_cold_start_after_a_hung_spare_that_is_refused_is_tried_again(pod: Supervised):
+    pod.environ["FAKE_WARM"] = "hang"
+    pod.start([STAY], settle_s=0.0, spare_limit_s=0.5)
+    until_sync(lambda: pod.metric("spare_starts_total") == 1, DEADLINE_S, "a spare that hangs")
+    pod.refuse(starts=1)
+    kill_trainer(pod, 1)
+    second = pod.started(2)
+    assert second[env.RECOVERY_CAUSE] == RunReason.TRAINER_KILLED
+    pod.stepped(second["pid"], 5)
+
+
+def test_a_spare_at_a_limit_of_processes_is_tried_again_until_it_is_there(pod: Supervised):
+    """More often than one that fails by itself: what the system lacks may come back."""
+    pod.refuse(spares=FAILURE_LIMIT + 2)
+    pod.start([STAY], settle_s=0.0, spare_limit_s=0.01)
+    spare = pod.spare()
+    [notice] = notices(pod)
+    assert "Resource temporarily unavailable" in notice
+    assert pod.metric("spare_starts_total") == 1
+    first = kill_trainer(pod, 1)
+    assert pod.started(2)["pid"] == spare != first
 
 
 def test_recreate_wants_no_spare(pod: Supervised):

@@ -130,6 +130,77 @@ def test_three_starts_without_a_new_step_end_the_container(pod: Supervised):
     assert transition.transition.to_phase == pb.RUNTIME_PHASE_FAILED
 
 
+# Starts that the system refuses
+
+
+def test_a_supervisor_that_gets_no_thread_for_its_probes_trains_on(pod: Supervised):
+    pod.prelude = """
+import threading
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+"""
+    pod.start([{"steps": 5}])
+    assert pod.wait() == 0
+
+
+def refusals(pod: Supervised) -> list[str]:
+    failures = [event.failure for event in pod.events() if event.WhichOneof("event") == "failure"]
+    assert all(failure.reason == RunReason.TRAINER_CRASHED for failure in failures if "not be" in failure.message)
+    return [failure.message for failure in failures if failure.message.startswith("trainer could not be started")]
+
+
+def test_a_first_start_at_a_limit_of_processes_is_tried_again(pod: Supervised):
+    pod.refuse(starts=2)
+    pod.start([{"steps": 5}])
+    assert pod.wait() == 0
+    first = pod.started(1)
+    assert first[env.TRAINER_START] == "1", "a trainer that was never there is no predecessor"
+    assert env.RECOVERY_CAUSE not in first
+    message = f"trainer could not be started: [Errno 11] Resource temporarily unavailable: '{pod.python}'"
+    assert refusals(pod) == [message, message]
+    assert kinds(pod.events()) == ["boot", "failure", "failure"]
+    assert Wal(pod.checkpoints / "uid-1" / "wal.log").replay().in_place_restarts == 0
+
+
+def test_a_restart_at_a_limit_of_processes_is_tried_again_and_recovers_from_the_death(pod: Supervised):
+    pod.start([{"steps": 10, **STAY}, {"from": 10, "steps": 5}])
+    first = pod.started(1)["pid"]
+    pod.stepped(first, 10)
+    pod.refuse(starts=2)
+    os.kill(first, signal.SIGKILL)
+    assert pod.wait() == 0
+    second = pod.started(2)
+    assert (second[env.TRAINER_START], second[env.RECOVERY_CAUSE]) == ("2", RunReason.TRAINER_KILLED)
+    assert second[env.RECOVERY_STEP] == "10"
+    assert kinds(pod.events()) == ["boot", "failure", "transition", "failure", "failure"]
+    assert len(refusals(pod)) == 2
+    assert Wal(pod.checkpoints / "uid-1" / "wal.log").replay().in_place_restarts == 1
+
+
+def test_a_trainer_that_can_never_be_started_ends_like_one_that_crashes_in_a_loop(pod: Supervised, tmp_path: Path):
+    pod.python = str(tmp_path / "python")
+    Path(pod.python).touch()  # there, and not executable
+    pod.start()
+    assert pod.wait() == ExitCode.TRAINER_CRASHED
+    word = pod.last_word()
+    assert (word["reason"], word["exitCode"]) == (RunReason.RESTARTS_EXHAUSTED, 70)
+    assert "Permission denied" in word["message"]
+    assert "3 starts in a row made no new step" in word["message"]
+    *_, transition = pod.events()
+    assert kinds(pod.events()) == ["boot", "failure", "failure", "failure", "transition"]
+    assert (transition.transition.from_phase, transition.transition.to_phase) == (
+        pb.RUNTIME_PHASE_STARTING, pb.RUNTIME_PHASE_FAILED,
+    )  # fmt: skip
+
+
+def test_recreate_leaves_a_refused_start_to_the_operator(pod: Supervised):
+    pod.refuse(starts=1)
+    pod.start(restart={"strategy": "Recreate"})
+    assert pod.wait() == ExitCode.TRAINER_CRASHED
+    assert pod.last_word()["reason"] == RunReason.TRAINER_CRASHED
+
+
 @pytest.mark.parametrize("code", [71, 72, 73, 74, 75, 78, 143])
 def test_what_the_trainer_means_is_what_the_container_says(pod: Supervised, code: int):
     word = {"reason": "UserCodeError", "message": "said so", "exitCode": code, "step": 3, "savedStep": 2}

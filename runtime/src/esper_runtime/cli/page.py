@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from esper_runtime.cli.output import clock_time
-from esper_runtime.cli.report import epoch_rows, facts, metric_names, percent, phases, recovery_rows
+from esper_runtime.cli.report import death_rows, epoch_rows, facts, metric_names, percent, phases, recovery_rows
 from esper_runtime.cli.story import Point, Story
 
 WIDTH, HEIGHT = 900, 320
@@ -13,6 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 16, 18, 34
 MAX_POINTS = 2000
 MAX_MARKS = 200
 MAX_TABLE = 500
+DEATHS = ("Time", "Reason", "Exit", "Step", "How", "Stacks")
 RECOVERIES = ("Time", "Recovery", "Cause", "Tier", "From step", "To step", "Detected", "Recovered")
 _LOGARITHMIC_FROM = 20.0
 """Largest over smallest loss from which the scale is logarithmic."""
@@ -46,6 +47,8 @@ def page(name: str, story: Story) -> str:
     if story.moves:
         rows = [[n, f"{s:.1f}", percent(share), str(count)] for n, s, share, count in phases(story)]
         parts += ["<h2>Phases</h2>", _table(rows, ("Phase", "Seconds", "Share", "Times"))]
+    if story.deaths:
+        parts += ["<h2>Failures of the trainer</h2>", _table(death_rows(story), DEATHS)]
     if story.backs:
         parts += ["<h2>Rollbacks and recoveries</h2>", _table(recovery_rows(story), RECOVERIES)]
     if story.epochs:

@@ -68,6 +68,9 @@ def text(name: str, story: Story) -> str:
     if story.moves:
         rows = [[n, f"{s:.1f}", percent(share), str(count)] for n, s, share, count in phases(story)]
         blocks.append(table(rows, ("PHASE", "SECONDS", "SHARE", "TIMES")))
+    if story.deaths:
+        columns = ("TIME", "TRAINER FAILED", "EXIT", "STEP", "HOW", "STACKS")
+        blocks.append(table(shortened(death_rows(story)), columns))
     if story.backs:
         header = ("TIME", "RECOVERY", "CAUSE", "TIER", "FROM", "TO", "DETECTED", "RECOVERED")
         blocks.append(table(shortened(recovery_rows(story)), header))
@@ -119,6 +122,21 @@ def phases(story: Story) -> list[tuple[str, float, float, int]]:
         times[move.after] = times.get(move.after, 0) + 1
     whole = story.seconds or 1.0
     return [(name, spent, spent / whole, times[name]) for name, spent in seconds.items()]
+
+
+def death_rows(story: Story) -> list[list[str]]:
+    """The first line of what is known; the record has the rest."""
+    return [
+        [
+            clock_time(death.time),
+            death.reason,
+            "" if death.exit_code is None else str(death.exit_code),
+            str(death.step),
+            death.message.partition("\n")[0],
+            death.evidence,
+        ]
+        for death in story.deaths
+    ]
 
 
 def recovery_rows(story: Story) -> list[list[str]]:

@@ -1,7 +1,8 @@
 """A run's story, made of the lines of its record (esper_runtime.tolaria.record). Pure.
 
-Within a trainer process time is CLOCK_MONOTONIC; between two of them, which may be on different nodes, the wall clock
-is all there is. `at` counts seconds on the axis that both give, from the record's first line.
+Within an incarnation of the pod time is CLOCK_MONOTONIC; between two of them, which may be on different nodes, the wall
+clock is all there is. `at` counts seconds on the axis that both give, from the record's first line. Lines of the
+supervisor may be older than those before them, since it writes only when no trainer lives.
 """
 
 from collections import Counter
@@ -12,6 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from esper_leyline.events import Level, RunEvent
+
+from esper_runtime.tolaria.record import SUPERVISOR
 
 Line = Mapping[str, Any]
 _TROUBLE = frozenset({Level.WARNING, Level.ERROR, Level.CRITICAL})
@@ -48,6 +51,20 @@ class Back:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Death:
+    """A trainer process that failed, as its supervisor saw it."""
+
+    time: str
+    step: int
+    reason: str
+    exit_code: int | None
+    """None: it could not even be started."""
+    message: str
+    evidence: str
+    """File with what a hung one looked like, below the run's directory; may be empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Epoch:
     number: int
     step: int
@@ -79,7 +96,8 @@ class Story:
     trainers: int = 0
     last_step: int = 0
     end: str = ""
-    """The trainer's last word; empty while it trains or when it was killed."""
+    """The last word; empty while a trainer trains or when its container was killed."""
+    deaths: list[Death] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     backs: list[Back] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
@@ -107,12 +125,12 @@ def story_of(lines: Iterable[Line]) -> Story:
     story.began, story.ended = str(timed[0][1]["time"]), str(timed[-1][1]["time"])
     story.seconds = timed[-1][0]
     story.attempts = len({line["attempt"] for _, line in timed})
-    story.trainers = len({_process(line) for _, line in timed})
+    story.trainers = len({_process(line) for _, line in timed if not _of_supervisor(line)})
     story.last_step = int(timed[-1][1]["step"])
     for at, line in timed:
         _fold(story, at, line)
     story.moves = _with_durations(story.moves, story.seconds)
-    story.forward_seconds = _forward(timed)
+    story.forward_seconds = _forward([(at, line) for at, line in timed if not _of_supervisor(line)])
     story.points = _curve(timed)
     return story
 
@@ -121,16 +139,26 @@ def _process(line: Line) -> str:
     return str(line["id"]).rsplit(".", 1)[0]
 
 
+def _container(line: Line) -> str:
+    """Attempt and incarnation."""
+    return _process(line).rpartition(".")[0]
+
+
+def _of_supervisor(line: Line) -> bool:
+    return _process(line).endswith(f".{SUPERVISOR}")
+
+
 def _on_axis(lines: Iterable[Line]) -> Iterable[tuple[float, Line]]:
     """Lines with their place on the axis. Those that only count others have none, and give their counts to them."""
-    process, offset, first_ns, at, wall = "", 0.0, 0, 0.0, 0.0
+    container, offset, first_ns, at, wall = "", 0.0, 0, 0.0, 0.0
     for line in lines:
         now = datetime.fromisoformat(line["time"]).timestamp()
-        if _process(line) != process:
-            offset = at + max(0.0, now - wall) if process else 0.0
-            process, first_ns = _process(line), line["ns"]
-        if "repeats" not in line:
-            at, wall = max(at, offset + (line["ns"] - first_ns) / 1e9), now
+        if _container(line) != container:
+            offset = at + max(0.0, now - wall) if container else 0.0
+            container, first_ns = _container(line), line["ns"]
+        place = offset + (line["ns"] - first_ns) / 1e9
+        if "repeats" not in line and place >= at:
+            at, wall = place, now
         yield at, line
 
 
@@ -154,6 +182,8 @@ def _fold(story: Story, at: float, line: Line) -> None:
     elif event == RunEvent.CHECKPOINT_COMMITTED and "latestStep" in fields:
         story.committed.setdefault(fields["latestStep"], fields.get("stallMs"))
         story.checkpoint_bytes = fields.get("bytes", 0)
+    elif event == RunEvent.TRAINER_FAILED:
+        story.deaths.append(_death(line))
     elif event == RunEvent.STARTED:
         story.end = ""
     elif event == RunEvent.ENDED:
@@ -190,6 +220,18 @@ def _back(line: Line) -> Back:
         to_step=fields.get("toStep", 0),
         detect_ms=fields.get("detectMs", 0.0),
         recover_ms=fields.get("recoverMs", 0.0),
+    )
+
+
+def _death(line: Line) -> Death:
+    fields = line["fields"]
+    return Death(
+        time=line["time"],
+        step=line["step"],
+        reason=fields.get("reason", ""),
+        exit_code=fields.get("exitCode"),
+        message=fields.get("message", ""),
+        evidence=fields.get("evidence", ""),
     )
 
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+from esper_leyline.events import RunEvent
 from esper_leyline.labels import KASMINA, TAMIYO
-from esper_leyline.reasons import RunReason
+from esper_leyline.reasons import CommandRejection, RunReason
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
 
 from esper_runtime.checkpoint.wal import Kind
@@ -17,6 +18,7 @@ from esper_runtime.tolaria.stability import Part, Standing
 from esper_runtime.tolaria.telemetry import Events
 
 SIDECARS: Final = {KASMINA: Part.KASMINA, TAMIYO: Part.TAMIYO}
+LATE: Final = {KASMINA: RunEvent.KASMINA_TIMEOUT, TAMIYO: RunEvent.TAMIYO_TIMEOUT}
 GUARDED: Final = (Part.BOUNDARY_TIMING, Part.KASMINA, Part.TAMIYO)
 """Each of them has to be closed, or worth a probe, before anybody is asked."""
 
@@ -63,7 +65,9 @@ class Consult:
         Bad news is for `report`, since it may go into the run's log, whose disk is none of the boundary's time.
         """
         for change in result.degradations:
-            self.events.degraded(change)
+            first = next((silence for silence in result.silent if silence.component == change.component), None)
+            late = change.degraded and first is not None and first.timed_out
+            self.events.degraded(change, name=LATE[change.component] if late else None)
         silent = {silence.component for silence in result.silent}
         for name in result.heard - silent:
             self.standing.succeeded(SIDECARS[name])
@@ -81,7 +85,8 @@ class Consult:
         for rejection in result.rejections:
             self.facts.record(Kind.REJECTED_COMMAND, reason=rejection)
             message = f"Kasmina refused a command of Tamiyo: {rejection}"
-            self.events.notice(RunReason.COMMAND_REJECTED, message, warning=True)
+            late = RunEvent.COMMAND_EXPIRED if rejection is CommandRejection.STALE_COMMAND else None
+            self.events.notice(RunReason.COMMAND_REJECTED, message, warning=True, name=late)
         silent = {silence.component for silence in result.silent}
         for silence in result.silent:
             if silence.timed_out:

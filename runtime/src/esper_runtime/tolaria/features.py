@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from esper_leyline.events import RunEvent
 from esper_leyline.reasons import RunReason
 from torch.utils.data import IterableDataset, default_collate
 
@@ -154,10 +155,10 @@ def build_step(
 ) -> Step:
     """The step, with what was asked for around it. `compiler` replaces torch.compile."""
 
-    def fell_back(metric: str) -> Callable[[str], None]:
+    def fell_back(metric: str, name: RunEvent) -> Callable[[str], None]:
         def tell(why: str) -> None:
             metrics.set(metric, 0)
-            events.notice(RunReason.FEATURE_FALLBACK, why, warning=True)
+            events.notice(RunReason.FEATURE_FALLBACK, why, warning=True, name=name)
 
         return tell
 
@@ -172,7 +173,7 @@ def build_step(
             loss,
             compiler or torch_compiler(workload.compile),
             model=state.model,
-            fell_back=fell_back("tolaria.train.compile_enabled"),
+            fell_back=fell_back("tolaria.train.compile_enabled", RunEvent.COMPILE_FALLBACK),
             beat=heart.beat,
         )
         loss = compiled.loss
@@ -183,7 +184,8 @@ def build_step(
     metrics.set("tolaria.train.foreach_enabled", _runs_foreach(state))
     metrics.set("tolaria.train.graph_enabled", workload.cuda_graphs and device.type == "cuda")
     if workload.cuda_graphs:
-        _add_graphs(step, faults, device, metrics=metrics, fell_back=fell_back("tolaria.train.graph_enabled"))
+        graphs_fell_back = fell_back("tolaria.train.graph_enabled", RunEvent.GRAPH_FALLBACK)
+        _add_graphs(step, faults, device, metrics=metrics, fell_back=graphs_fell_back)
     return step
 
 

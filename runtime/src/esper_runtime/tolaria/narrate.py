@@ -1,12 +1,14 @@
 """What the journal is told, in the words of the run's record: name, level and fields of a RuntimeEvent.
 
 Pure. Every event of the trainer has a line; the operator reads the journal, people and `esper report` read this.
+Messages are for people and decide nothing: what an event's kind, component and reason leave open, its producer names.
 """
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from esper_leyline.events import Level, RunEvent
+from esper_leyline.labels import KASMINA, TAMIYO
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.common_pb2 import RollbackTier
@@ -42,15 +44,14 @@ _NOTICES: dict[str, RunEvent] = {
 }
 _CRITICAL = frozenset({RunEvent.RESTORE_FAILED})
 _OF_COMPONENT = {
-    ("tamiyo", False): RunEvent.TAMIYO_ERROR,
-    ("tamiyo", True): RunEvent.TAMIYO_TIMEOUT,
-    ("kasmina", False): RunEvent.KASMINA_ERROR,
-    ("kasmina", True): RunEvent.KASMINA_TIMEOUT,
+    TAMIYO: RunEvent.TAMIYO_ERROR,
+    KASMINA: RunEvent.KASMINA_ERROR,
+    "checkpoint": RunEvent.CHECKPOINT_FAILED,
 }
 
 
-def tell(event: pb.RuntimeEvent) -> Iterable[Told]:
-    """Its lines; usually one."""
+def tell(event: pb.RuntimeEvent, name: RunEvent | None = None) -> Iterable[Told]:
+    """Its lines; usually one. `name` is what the producer of a notice or degradation calls it, when it knows better."""
     match event.WhichOneof("event"):
         case "transition":
             return [_transition(event.transition)]
@@ -65,11 +66,11 @@ def tell(event: pb.RuntimeEvent) -> Iterable[Told]:
         case "failure":
             return [_failure(event.failure)]
         case "degradation":
-            return [_degradation(event.degradation)]
+            return [_degradation(event.degradation, name)]
         case "completion":
             return [_completion(event.completion)]
         case "notice":
-            return [_notice(event.notice)]
+            return [_notice(event.notice, name)]
     return []
 
 
@@ -149,16 +150,14 @@ def _failure(failure: pb.Failure) -> Told:
     return Told(RunEvent.RUN_FAILED, Level.CRITICAL, fields, failure.step)
 
 
-def _degradation(change: pb.Degradation) -> Told:
+def _degradation(change: pb.Degradation, name: RunEvent | None) -> Told:
     fields = {"component": change.component, "reason": change.reason, "message": change.message}
     if change.reason == RunReason.CONSERVATIVE_MODE:
         return _conservative(entered=change.degraded, fields=fields)
     if not change.degraded:
         return Told(RunEvent.MENDED, Level.INFO, fields)
-    if change.component == "checkpoint":
-        return Told(RunEvent.CHECKPOINT_FAILED, Level.ERROR, fields)
-    late = "deadline" in change.message.lower() or "timeout" in change.message.lower()
-    return Told(_OF_COMPONENT.get((change.component, late), RunEvent.DEGRADED), Level.WARNING, fields)
+    name = name or _OF_COMPONENT.get(change.component, RunEvent.DEGRADED)
+    return Told(name, Level.ERROR if name is RunEvent.CHECKPOINT_FAILED else Level.WARNING, fields)
 
 
 def _conservative(*, entered: bool, fields: dict[str, Any]) -> Told:
@@ -175,20 +174,10 @@ def _completion(completion: pb.Completion) -> Told:
     return Told(RunEvent.RUN_COMPLETED, Level.INFO, fields)
 
 
-def _notice(notice: pb.Notice) -> Told:
+def _notice(notice: pb.Notice, name: RunEvent | None) -> Told:
     fields = {"reason": notice.reason, "message": notice.message}
     if notice.reason == RunReason.CONSERVATIVE_MODE:
         return _conservative(entered=notice.warning, fields=fields)
-    name = _NOTICES.get(notice.reason, RunEvent.NOTICE)
-    if name is RunEvent.COMMAND_REJECTED and "expired" in notice.message:
-        name = RunEvent.COMMAND_EXPIRED
-    if name is RunEvent.FEATURE_FALLBACK:
-        name = _feature(notice.message)
+    name = name or _NOTICES.get(notice.reason, RunEvent.NOTICE)
     level = Level.CRITICAL if name in _CRITICAL else Level.WARNING if notice.warning else Level.INFO
     return Told(name, level, fields)
-
-
-def _feature(message: str) -> RunEvent:
-    if "torch.compile" in message:
-        return RunEvent.COMPILE_FALLBACK
-    return RunEvent.GRAPH_FALLBACK if "CUDA graph" in message else RunEvent.FEATURE_FALLBACK

@@ -2,12 +2,14 @@
 
 A thread of its own writes it, out of a bounded queue; the training thread never waits for the volume. What does not
 fit is dropped, the least important first, counted, and told by the next line. A line is one write: a kill tears the
-last one at most, and readers pass over it.
+last one at most, and readers pass over it. One process writes at a time: the trainer, or its supervisor while no
+trainer lives.
 
     {"id": "1.1.1.42", "time": "2026-11-29T12:00:00.000+00:00", "ns": 8123, "attempt": 1, "incarnation": 1, "step": 7,
      "level": "WARNING", "event": "tolaria.rollback.started", "fields": {"reason": "NonFiniteLoss"}}
 
-`id` is attempt, incarnation of the pod, start of the trainer in it, and a number that rises; `ns` is CLOCK_MONOTONIC.
+`id` is attempt, incarnation of the pod, start of the trainer in it (0: its supervisor), and a number that rises; `ns`
+is CLOCK_MONOTONIC.
 Lines that repeat another one of their epoch are counted in one line at its end: {"repeats": <id>, "count": 12, ...}.
 """
 
@@ -101,6 +103,54 @@ class Queue:
         return lines
 
 
+class Backlog:
+    """Lines that wait for the file: numbered, timed, bounded. Used by one thread at a time."""
+
+    def __init__(
+        self,
+        size: int = MAX_QUEUED,
+        *,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        time_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._monotonic_ns = monotonic_ns
+        self._time_ns = time_ns
+        self._number = 0
+        self._queue = Queue(size)
+        self._dropped: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, event: RunEvent, *, step: int, level: Level, fields: Mapping[str, Any]) -> str | None:
+        """LOW, NORMAL, HIGH or CRITICAL when a line of that priority was dropped for want of room."""
+        self._number += 1
+        line = Line(
+            number=self._number,
+            ns=self._monotonic_ns(),
+            time_ns=self._time_ns(),
+            event=event,
+            level=level,
+            step=step,
+            fields=fields,
+        )
+        dropped = self._queue.add(line)
+        if dropped is None:
+            return None
+        name = MessagePriority.Name(dropped).removeprefix("MESSAGE_PRIORITY_")
+        self._dropped[name] = self._dropped.get(name, 0) + 1
+        return name
+
+    def take(self) -> tuple[list[Line], dict[str, int]]:
+        """All lines in the order in which they came, and how many were dropped, by priority."""
+        dropped, self._dropped = self._dropped, {}
+        return self._queue.take(), dropped
+
+
+SUPERVISOR = 0
+"""In the place of a trainer's start, which counts from 1."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Author:
     """Whose lines these are; the first part of every id."""
@@ -126,12 +176,8 @@ class Record:
     ) -> None:
         """`on_dropped` is called with LOW, NORMAL, HIGH or CRITICAL, in the training thread."""
         self._on_dropped = on_dropped
-        self._monotonic_ns = monotonic_ns
-        self._time_ns = time_ns
-        self._number = 0
         self._changed = threading.Condition()
-        self._queue = Queue(max_queued)
-        self._dropped: dict[str, int] = {}
+        self._backlog = Backlog(max_queued, monotonic_ns=monotonic_ns, time_ns=time_ns)
         self._busy = False
         self._closing = False
         self._sink = Sink(path, author, max_file_bytes=max_file_bytes)
@@ -146,28 +192,15 @@ class Record:
     def append(self, event: RunEvent, *, step: int, level: Level = Level.INFO, **fields: Any) -> None:
         """Adds a line. Values are texts, numbers, booleans, None, and lists and mappings of them."""
         with self._changed:
-            self._number += 1
-            line = Line(
-                number=self._number,
-                ns=self._monotonic_ns(),
-                time_ns=self._time_ns(),
-                event=event,
-                level=level,
-                step=step,
-                fields=fields,
-            )
-            dropped = self._queue.add(line)
-            if dropped is not None:
-                name = MessagePriority.Name(dropped).removeprefix("MESSAGE_PRIORITY_")
-                self._dropped[name] = self._dropped.get(name, 0) + 1
+            dropped = self._backlog.add(event, step=step, level=level, fields=fields)
             self._changed.notify_all()
         if dropped is not None:
-            self._on_dropped(name)
+            self._on_dropped(dropped)
 
     def flush(self, timeout_s: float) -> bool:
         """Waits until every line so far is written or lost. False when that takes longer."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._busy and not len(self._queue), timeout_s)
+            return self._changed.wait_for(lambda: not self._busy and not len(self._backlog), timeout_s)
 
     def close(self, timeout_s: float) -> bool:
         """Takes no more lines and waits for those that wait. False when that takes longer (then abandoned)."""
@@ -182,9 +215,8 @@ class Record:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self._queue) or self._closing)
-                lines, dropped = self._queue.take(), self._dropped
-                self._dropped = {}
+                self._changed.wait_for(lambda: len(self._backlog) or self._closing)
+                lines, dropped = self._backlog.take()
                 self._busy = True
                 closing = self._closing
             self._sink.write(lines, dropped)
@@ -233,17 +265,20 @@ class Sink:
             if not self._repeats(line) and not self._put(line, {}):
                 self._seen.clear()  # what is lost is not there to be repeated
 
-    def close(self) -> None:
-        """Tells what was counted, makes all durable."""
+    def close(self, *, sync: bool = True) -> None:
+        """Tells what was counted and, if wanted, makes all durable. What is written later opens the file again."""
         self._tell_repeats()
-        if self._descriptor is None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
             return
         try:
-            os.fdatasync(self._descriptor)
-            os.close(self._descriptor)
+            try:
+                if sync:
+                    os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             log.error("the record may lack its end: %s: %s", self._path, error.strerror)
-        self._descriptor = None
 
     # Repetitions
 

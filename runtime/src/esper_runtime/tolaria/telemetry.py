@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from esper_leyline import paths
+from esper_leyline.events import RunEvent
 from esper_leyline.journal import JournalWriter
 from esper_leyline.pages import Page
 from esper_leyline.v1 import report_pb2 as pb
@@ -63,7 +64,8 @@ class Events:
         self._counters = counters
         self._heart = heart
 
-    def append(self, event: pb.RuntimeEvent) -> None:
+    def append(self, event: pb.RuntimeEvent, name: RunEvent | None = None) -> None:
+        """`name`: in the record, where the event itself leaves several."""
         event.writer = WRITER
         event.monotonic_ns = time.monotonic_ns()
         if not event.HasField("time"):
@@ -71,7 +73,7 @@ class Events:
         event.counters.CopyFrom(self._counters())
         self._journal.append(event)
         if self._record is not None:
-            for told in tell(event):
+            for told in tell(event, name):
                 step = self._heart.step if told.step is None else told.step
                 self._record.append(told.event, step=step, level=told.level, **told.fields)
 
@@ -94,16 +96,17 @@ class Events:
         self._heart.phase = to
         self._heart.beat()
 
-    def notice(self, reason: str, message: str, *, warning: bool = False) -> None:
-        self.append(pb.RuntimeEvent(notice=pb.Notice(reason=reason, message=message[:MAX_MESSAGE], warning=warning)))
+    def notice(self, reason: str, message: str, *, warning: bool = False, name: RunEvent | None = None) -> None:
+        notice = pb.Notice(reason=reason, message=message[:MAX_MESSAGE], warning=warning)
+        self.append(pb.RuntimeEvent(notice=notice), name)
 
     def degradation(self, component: str, *, degraded: bool, reason: str, message: str) -> None:
         self.degraded(
             pb.Degradation(component=component, degraded=degraded, reason=reason, message=message[:MAX_MESSAGE])
         )
 
-    def degraded(self, degradation: pb.Degradation) -> None:
-        self.append(pb.RuntimeEvent(degradation=degradation))
+    def degraded(self, degradation: pb.Degradation, *, name: RunEvent | None = None) -> None:
+        self.append(pb.RuntimeEvent(degradation=degradation), name)
 
     def failure(self, reason: str, message: str, *, exit_code: int, step: int) -> None:
         event = pb.RuntimeEvent()

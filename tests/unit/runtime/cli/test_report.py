@@ -100,6 +100,48 @@ def test_steps_that_stand_still_are_no_goodput():
     assert story_of(diary.lines).goodput == pytest.approx(0.25)
 
 
+# The supervisor's lines
+
+
+def died(diary: Diary, seconds: float, step: int, reason: str = "TrainerKilled", **fields: Any) -> Diary:
+    diary.trainer(attempt=1, start=0)
+    fields = {"reason": reason, "message": f"it died at step {step}\nand more", "exitCode": 137, **fields}
+    return diary.add(seconds, "tolaria.trainer.failed", step, "ERROR", fields=fields)
+
+
+def test_deaths_are_a_table_of_their_own_and_the_supervisor_is_no_trainer():
+    diary = died(Diary().progress(1, 100), 1, 104).trainer(attempt=1, start=2).progress(5, 110)
+    died(diary, 1, 111, "Hang", evidence="a00001/stacks-1.txt")
+    diary.add(0, "tolaria.trainer.failed", 111, "ERROR", fields={"reason": "TrainerCrashed", "message": "no process"})
+    story = story_of(diary.lines)
+    assert story.trainers == 2
+    said = text("r", story)
+    assert re.search(r"TrainerKilled +137 +104 +it died at step 104 *$", said, re.M)
+    assert re.search(r"Hang +137 +111 +it died at step 111 +a00001/stacks-1\.txt$", said, re.M)
+    assert re.search(r"TrainerCrashed +111 +no process *$", said, re.M)
+    assert "and more" not in said
+    assert "Failures of the trainer" in page("r", story)
+
+
+def test_time_within_an_incarnation_is_that_of_its_one_clock():
+    """The wall clock jumped back while the trainer was restarted."""
+    diary = died(Diary().add(0, "tolaria.trainer.started", 0).progress(10, 100), 1, 104)
+    diary.trainer(attempt=1, start=2).add(3, "tolaria.trainer.started", 100)
+    diary.lines[-1]["time"] = START.isoformat()
+    assert story_of(diary.lines).seconds == pytest.approx(14)
+
+
+def test_a_line_that_waited_for_the_trainer_s_end_adds_no_time():
+    diary = Diary().add(0, "tolaria.trainer.started", 0).progress(10, 100).progress(90, 200)
+    diary.trainer(attempt=1, start=0).add(-95, "tolaria.notice", 60, "WARNING", fields={"reason": "SpareUnavailable"})
+    died(diary, 96, 203)
+    assert story_of(diary.lines).seconds == pytest.approx(101)
+    assert story_of(diary.lines).forward_seconds == pytest.approx(100), "the supervisor trains nothing"
+    diary.trainer(attempt=1, start=0).add(-60, "tolaria.notice", 60, "WARNING", fields={"reason": "SpareUnavailable"})
+    diary.trainer(attempt=2, after=60 + 7).add(0, "tolaria.trainer.started", 200)
+    assert story_of(diary.lines).seconds == pytest.approx(101 + 7)
+
+
 def test_phases_last_until_the_next_one():
     diary = Diary().add(0, "tolaria.trainer.started", 0).moves(3, "Starting", "Running", 1)
     diary.moves(10, "Running", "RollingBack", 9).moves(1, "RollingBack", "Running", 5).progress(6, 20)

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from esper_leyline.events import RunEvent
+from esper_runtime.checkpoint.volume import RECORD_FILE
 from esper_runtime.tolaria import compiled as module
 from esper_runtime.tolaria import features
 from esper_runtime.tolaria.compiled import Compiled, beating_while_compiling, is_device_error
+from esper_runtime.tolaria.record import read
 from torch._dynamo import callback
 
 from tests.support.trainers import PAUSED, Pod, Turns
+from tests.support.waiting import PATIENT_S
 
 pytestmark = pytest.mark.timeout(240)
 STEPS = 9
@@ -127,6 +131,20 @@ def test_an_unknown_mode_falls_back_too(tmp_path: Path):
     same(trained(pod), trained(pod_of(tmp_path / "eager")))
     (told,) = fallbacks(pod)
     assert "fastest" in told
+
+
+@pytest.mark.parametrize(
+    ("asked", "event"),
+    [({"compile": "fastest"}, RunEvent.COMPILE_FALLBACK), ({"cuda_graphs": True}, RunEvent.GRAPH_FALLBACK)],
+    ids=lambda value: str(value),
+)
+def test_each_feature_that_is_off_has_its_own_name_in_the_record(tmp_path: Path, asked: Any, event: RunEvent):
+    pod = pod_of(tmp_path, **asked)
+    parts, state = pod.assemble()
+    assert Turns(parts, state).run(3) is PAUSED
+    assert parts.publisher.close(PATIENT_S)
+    told = [line for line in read(tmp_path / "checkpoints" / pod.uid / RECORD_FILE) if "fallback" in line["event"]]
+    assert [(line["event"], line["fields"]["reason"]) for line in told] == [(event, "FeatureFallback")]
 
 
 def test_an_error_of_the_users_own_code_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,17 +11,24 @@ from esper_leyline.v1.emergency_pb2 import ACK_STAGE_DONE, EmergencyAck
 from esper_runtime.tolaria.narrate import Told, tell
 
 
-def one(**event: Any) -> Told:
-    (told,) = tell(pb.RuntimeEvent(**event))
+def one(name: RunEvent | None = None, **event: Any) -> Told:
+    (told,) = tell(pb.RuntimeEvent(**event), name)
     return told
 
 
-def notice(reason: RunReason, message: str = "m", *, warning: bool = True) -> Told:
-    return one(notice=pb.Notice(reason=reason, message=message, warning=warning))
+def notice(reason: RunReason, message: str = "m", *, warning: bool = True, name: RunEvent | None = None) -> Told:
+    return one(name, notice=pb.Notice(reason=reason, message=message, warning=warning))
 
 
-def degradation(component: str, reason: RunReason, message: str = "m", *, degraded: bool = True) -> Told:
-    return one(degradation=pb.Degradation(component=component, degraded=degraded, reason=reason, message=message))
+def degradation(
+    component: str, reason: RunReason, message: str = "m", *, degraded: bool = True, name: RunEvent | None = None
+) -> Told:
+    change = pb.Degradation(component=component, degraded=degraded, reason=reason, message=message)
+    return one(name, degradation=change)
+
+
+LATE, EXPIRED = RunEvent.TAMIYO_TIMEOUT, RunEvent.COMMAND_EXPIRED
+COMPILE, GRAPH = RunEvent.COMPILE_FALLBACK, RunEvent.GRAPH_FALLBACK
 
 
 @pytest.mark.parametrize(
@@ -33,20 +40,20 @@ def degradation(component: str, reason: RunReason, message: str = "m", *, degrad
         (notice(RunReason.BOUNDARY_BUDGET_EXCEEDED), RunEvent.HOOK_BUDGET_EXCEEDED, Level.WARNING),
         (notice(RunReason.COMMAND_APPLIED, warning=False), RunEvent.COMMAND_ACCEPTED, Level.INFO),
         (notice(RunReason.COMMAND_REJECTED, "bad signature"), RunEvent.COMMAND_REJECTED, Level.WARNING),
-        (notice(RunReason.COMMAND_REJECTED, "it has expired"), RunEvent.COMMAND_EXPIRED, Level.WARNING),
+        (notice(RunReason.COMMAND_REJECTED, name=EXPIRED), RunEvent.COMMAND_EXPIRED, Level.WARNING),
         (notice(RunReason.CONSERVATIVE_MODE, warning=True), RunEvent.CONSERVATIVE_ENTERED, Level.WARNING),
         (notice(RunReason.CONSERVATIVE_MODE, warning=False), RunEvent.CONSERVATIVE_CLEARED, Level.INFO),
         (notice(RunReason.EMERGENCY_LEVEL_RAISED), RunEvent.ESCALATED, Level.WARNING),
         (notice(RunReason.EMERGENCY_LEVEL_LOWERED, warning=False), RunEvent.DEESCALATED, Level.INFO),
         (notice(RunReason.LEARNING_RATE_TAMPERED), RunEvent.LR_VIOLATION, Level.WARNING),
-        (notice(RunReason.FEATURE_FALLBACK, "torch.compile failed"), RunEvent.COMPILE_FALLBACK, Level.WARNING),
-        (notice(RunReason.FEATURE_FALLBACK, "CUDA graphs are off"), RunEvent.GRAPH_FALLBACK, Level.WARNING),
+        (notice(RunReason.FEATURE_FALLBACK, name=COMPILE), RunEvent.COMPILE_FALLBACK, Level.WARNING),
+        (notice(RunReason.FEATURE_FALLBACK, name=GRAPH), RunEvent.GRAPH_FALLBACK, Level.WARNING),
         (notice(RunReason.FEATURE_FALLBACK, "no pinned memory"), RunEvent.FEATURE_FALLBACK, Level.WARNING),
         (notice(RunReason.PROFILER_FAILED), RunEvent.PROFILER_FAILED, Level.WARNING),
         (notice(RunReason.FAULT_INJECTED), RunEvent.FAULT_INJECTED, Level.WARNING),
         (notice(RunReason.CONFIG_CHANGED, warning=False), RunEvent.NOTICE, Level.INFO),
         (degradation("tamiyo", RunReason.SIDECAR_DOWN), RunEvent.TAMIYO_ERROR, Level.WARNING),
-        (degradation("tamiyo", RunReason.SIDECAR_DOWN, "DEADLINE_EXCEEDED"), RunEvent.TAMIYO_TIMEOUT, Level.WARNING),
+        (degradation("tamiyo", RunReason.SIDECAR_DOWN, name=LATE), RunEvent.TAMIYO_TIMEOUT, Level.WARNING),
         (degradation("kasmina", RunReason.SIDECAR_DOWN), RunEvent.KASMINA_ERROR, Level.WARNING),
         (degradation("checkpoint", RunReason.CHECKPOINT_VOLUME_FULL), RunEvent.CHECKPOINT_FAILED, Level.ERROR),
         (degradation("snapshot", RunReason.SNAPSHOTS_DISABLED), RunEvent.DEGRADED, Level.WARNING),
@@ -56,6 +63,23 @@ def degradation(component: str, reason: RunReason, message: str = "m", *, degrad
 def test_what_is_told_by_its_own_name(told: Told, event: RunEvent, level: Level):
     assert (told.event, told.level) == (event, level)
     assert told.fields["message"]
+
+
+@pytest.mark.parametrize(
+    ("told", "event"),
+    [
+        (notice(RunReason.COMMAND_REJECTED, "its key has expired"), RunEvent.COMMAND_REJECTED),
+        (notice(RunReason.FEATURE_FALLBACK, "not torch.compile, no CUDA graph"), RunEvent.FEATURE_FALLBACK),
+        (degradation("tamiyo", RunReason.SIDECAR_DOWN, "UNAVAILABLE: connect timeout"), RunEvent.TAMIYO_ERROR),
+        (degradation("kasmina", RunReason.SIDECAR_DOWN, "no deadline"), RunEvent.KASMINA_ERROR),
+    ],
+)
+def test_words_of_a_message_are_for_people_and_change_no_name(told: Told, event: RunEvent):
+    assert told.event is event
+
+
+def test_a_sidecar_that_answers_again_is_mended_whatever_it_was_called():
+    assert degradation("tamiyo", RunReason.SIDECAR_DOWN, degraded=False, name=LATE).event is RunEvent.MENDED
 
 
 def test_transitions_name_both_phases_in_the_resource_s_words():
@@ -123,7 +147,7 @@ def test_checkpoints_epochs_ends_and_answers():
 
 
 def test_no_event_of_the_trainer_goes_untold():
-    """A boot is the supervisor's, which writes no record."""
+    """A boot is told by the first line of its incarnation."""
     kinds = [field.name for field in pb.RuntimeEvent.DESCRIPTOR.oneofs_by_name["event"].fields]
     untold = []
     for kind in kinds:

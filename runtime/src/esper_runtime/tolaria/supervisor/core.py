@@ -58,7 +58,7 @@ class Kill:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportRestart:
-    """Record a death that a restart follows. `number` counts restarts in this container."""
+    """Record a death, or a start that was refused, that another start follows. `number` counts deaths so far."""
 
     death: Death
     restart: Restart
@@ -219,8 +219,16 @@ class Core:
             hung=bool(self._hang) and status < 0,
             out_of_memory=out_of_memory,
         )
+        return self._after(death, now_s)
+
+    def refused(self, why: str, *, now_s: float) -> list[Action]:
+        """The system did not start the process that Start asked for: an attempt that failed, like one that died."""
+        assert self.stage is Stage.ALIVE, self.stage
+        return self._after(Death(status=None, refusal=why), now_s)
+
+    def _after(self, death: Death, now_s: float) -> list[Action]:
         self._policy, verdict = self._policy.after(death)
-        complete = status == ExitCode.COMPLETE
+        complete = death.status == ExitCode.COMPLETE
         if self._halted_by is not None and not complete:
             return self._halted(death)
         if self._stop_asked and not _meant(verdict):
@@ -240,8 +248,9 @@ class Core:
         return [Start(recovery=self._recovery)]
 
     def _restart(self, death: Death, restart: Restart, now_s: float) -> list[Action]:
-        self.restarts += 1
-        self._recovery = Recovery(cause=restart.cause, detected_s=now_s, step=death.step)
+        if not death.refused:  # else the next one still recovers from the death before, if there was one
+            self.restarts += 1
+            self._recovery = Recovery(cause=restart.cause, detected_s=now_s, step=death.step)
         self._start_at_s = now_s + restart.delay_s
         self.stage = Stage.WAITING
         report = ReportRestart(death=death, restart=restart, number=self.restarts)

@@ -1,4 +1,8 @@
-"""The supervisor's entries in the pod's journal. A full or broken memory volume never stops the supervision."""
+"""The supervisor's entries in the pod's journal. A full or broken memory volume never stops the supervision.
+
+What is told here goes to the run's record too, but for failures: there a death and the run's end are told apart
+(`account`).
+"""
 
 import logging
 import time
@@ -9,6 +13,8 @@ from esper_leyline.journal import JournalWriter
 from esper_leyline.pages import EmergencyRecord
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import ACK_STAGE_DONE, ACK_STAGE_SEEN, AckStage, EmergencyAck
+
+from esper_runtime.tolaria.supervisor.lines import Lines
 
 WRITER = "supervisor"
 CONTAINER = "tolaria"
@@ -23,11 +29,13 @@ class Events:
         self,
         path: Path,
         *,
+        lines: Lines,
         counters: Callable[[], pb.Counters | None],
         wall_s: Callable[[], float] = time.time,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._journal = JournalWriter(path)
+        self._lines = lines
         self._counters = counters
         self._wall_s = wall_s
         self._monotonic_ns = monotonic_ns
@@ -91,6 +99,8 @@ class Events:
         event.writer = WRITER
         event.monotonic_ns = self._monotonic_ns()
         self._stamp(event.time.FromNanoseconds)
+        if event.WhichOneof("event") != "failure":
+            self._lines.tell(event)
         counters = self._counters()
         if counters is not None:
             event.counters.CopyFrom(counters)

@@ -27,6 +27,10 @@ class Evidence:
         self._directory = directory
         self._why = ""
         self._outside = ""
+        self.told = ""
+        """Of the newest death, when it was a hang."""
+        self.file = ""
+        """Where the rest of it is kept, below the run's directory; empty when it is not."""
 
     def look(self, pid: int, why: str) -> None:
         """A hang was noticed, and the trainer still stands as it does."""
@@ -38,6 +42,7 @@ class Evidence:
 
         The log has it whole because the run directory goes with the pod.
         """
+        self.told = self.file = ""
         if not self._why:
             return ""
         why, self._why = self._why, ""
@@ -46,8 +51,10 @@ class Evidence:
             log.error("stacks of the hung trainer:\n%s", dump)
         kept = keep(self._directory, why=why, dump=dump, outside=self._outside)
         if kept is not None:
-            why = f"{why} (stacks in {kept.parent.name}/{kept.name})"
-        return f"{why}\n{told(dump, self._outside)}"
+            self.file = f"{kept.parent.name}/{kept.name}"
+            why = f"{why} (stacks in {self.file})"
+        self.told = f"{why}\n{told(dump, self._outside)}"
+        return self.told
 
 
 def from_outside(pid: int, *, proc: Path = PROC) -> str:

@@ -10,7 +10,6 @@ import selectors
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import assert_never, cast
 
 from esper_leyline import env, paths
@@ -19,21 +18,21 @@ from esper_leyline.pages import MAX_SLOTS, EmergencyRecord, Heartbeat, Page, Pag
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
 
-from esper_runtime.checkpoint import CheckpointError, Volume, Wal
-from esper_runtime.checkpoint.wal import Kind, WalState
-from esper_runtime.tolaria import lastword
-from esper_runtime.tolaria.lastword import LastWord
+from esper_runtime.checkpoint import Volume
 from esper_runtime.tolaria.supervisor import child, core, gauges, pulse, room
+from esper_runtime.tolaria.supervisor.account import Account
 from esper_runtime.tolaria.supervisor.core import Action, Core, Stage
 from esper_runtime.tolaria.supervisor.events import CONTAINER, Events
 from esper_runtime.tolaria.supervisor.evidence import Evidence
 from esper_runtime.tolaria.supervisor.hang import HangLimits
+from esper_runtime.tolaria.supervisor.lines import Lines
 from esper_runtime.tolaria.supervisor.link import WeatherlightLink
 from esper_runtime.tolaria.supervisor.oom import oom_kills
 from esper_runtime.tolaria.supervisor.policy import RECREATE, Death, RestartPolicy
 from esper_runtime.tolaria.supervisor.probe import ProbeServer
 from esper_runtime.tolaria.supervisor.settings import Settings
 from esper_runtime.tolaria.supervisor.spare import SparePolicy, Spares, spawn
+from esper_runtime.tolaria.supervisor.totals import Totals
 from esper_runtime.tolaria.supervisor.wake import SignalWake
 
 TICK_S = 1.0
@@ -55,7 +54,7 @@ class Supervisor:
         self._settings = settings
         self._environ = dict(environ)
         self._volume = Volume(settings.checkpoint_dir, run_uid=settings.run_uid, attempt=settings.attempt)
-        self._wal_state: WalState | None = None
+        self._totals = Totals(self._volume.wal_file)
         self._core = Core(
             attempt=settings.attempt,
             policy=RestartPolicy(strategy=config.restart.strategy),
@@ -83,8 +82,6 @@ class Supervisor:
         self._restart_s: float | None = None
         """From the newest death that was noticed to the first step after it."""
         self._evidence = Evidence(settings.in_run_dir(paths.STACK_DUMP), self._volume.attempt_dir)
-        self._hung_how = ""
-        """What is known of the newest death, when it was a hang."""
         self._starts = 0
         self._incarnation = 0
         self._oom_before: int | None = None
@@ -96,7 +93,6 @@ class Supervisor:
 
     def run(self) -> int:
         """Boots, supervises until Finish, and says the last word. CheckpointDirError before the first trainer."""
-        self._events = Events(self._settings.in_run_dir(paths.JOURNAL), counters=self._counters)
         self._trainer_page = Page.create(self._settings.trainer_page, MAX_SLOTS)
         self._own_page = Page.create(self._settings.in_run_dir(paths.SUPERVISOR_PAGE))
         self._boot()
@@ -121,7 +117,17 @@ class Supervisor:
     def _boot(self) -> None:
         self._volume.claim()
         self._incarnation = self._volume.count_boot()
-        self._replay()
+        self._totals.replay()
+        lines = Lines(
+            self._volume.record_file,
+            attempt=self._settings.attempt,
+            incarnation=self._incarnation,
+            step=self._step,
+        )
+        self._events = Events(self._settings.in_run_dir(paths.JOURNAL), lines=lines, counters=self._totals.counters)
+        self._account = Account(
+            self._settings.run_dir, events=self._events, lines=lines, totals=self._totals, evidence=self._evidence
+        )
         self._events.boot(
             attempt=self._settings.attempt,
             rank=self._settings.rank,
@@ -142,7 +148,12 @@ class Supervisor:
             # Training matters more than being watched; the kubelet has no liveness probe on this container.
             log.error("cannot listen on %s=%d: %s", env.HTTP_PORT, self._settings.http_port, error)
             return None
-        probe.start()
+        try:
+            probe.start()
+        except RuntimeError as error:  # the system gives no thread
+            log.error("nobody answers probes: %s", error)
+            probe.server_close()
+            return None
         return probe
 
     # One turn of the loop
@@ -212,7 +223,7 @@ class Supervisor:
         hung = self._spares.overdue(now_s=now_s)
         if hung is not None and hung == self._trainer:
             _signal_group(hung, signal.SIGKILL)
-            self._trainer = spawn(self._settings.trainer_module, self._environment(start=self._starts))
+            self._spawn()
 
     def _tell_of_spare(self, message: str) -> None:
         log.warning("%s", message)
@@ -256,8 +267,8 @@ class Supervisor:
         self._trainer = None
         kills = oom_kills()
         out_of_memory = kills is not None and self._oom_before is not None and kills > self._oom_before
-        self._hung_how = self._evidence.keep()
-        self._replay()
+        self._evidence.keep()
+        self._totals.replay()
         self._perform(self._core.died(status, now_s=now_s, out_of_memory=out_of_memory))
 
     # Carrying out
@@ -297,9 +308,23 @@ class Supervisor:
         for name in (paths.LAST_WORD, paths.STACK_DUMP, paths.TRAINER_METRICS):
             self._settings.in_run_dir(name).unlink(missing_ok=True)
         self._trainer = self._spares.take(self._of_start(self._starts), now_s=time.monotonic())
-        spare = self._trainer is not None
         if self._trainer is None:
+            self._spawn()
+        else:
+            self._log_start(spare=True)
+
+    def _spawn(self) -> None:
+        """A cold start. What the system refuses, at a limit of processes or memory, is an attempt that failed."""
+        try:
             self._trainer = spawn(self._settings.trainer_module, self._environment(start=self._starts))
+        except OSError as error:
+            self._trainer = None
+            self._starts -= 1
+            self._perform(self._core.refused(str(error), now_s=time.monotonic()))
+        else:
+            self._log_start(spare=False)
+
+    def _log_start(self, *, spare: bool) -> None:
         log.info("trainer started", extra={"trainer_pid": self._trainer, "start": self._starts, "spare": spare})
 
     def _environment(self, *, start: int) -> dict[str, str]:
@@ -321,20 +346,8 @@ class Supervisor:
             os.kill(self._trainer, number)
 
     def _report_restart(self, action: core.ReportRestart) -> None:
-        death = action.death
-        step = self._step()
-        self._append_restart(action.restart.cause, step)
-        message = f"{death.words} at step {step}"
-        failure = "\n".join(filter(None, (message, self._hung_how if death.hung else self._said())))
-        self._events.failure(reason=death.cause, message=failure, exit_code=death.exit_code, step=step)
-        self._events.transition(
-            self._phase(death), pb.RUNTIME_PHASE_RESTARTING, reason=death.cause, message=message, step=step
-        )
-        log.warning("%s; starting it again in %.0f s", message, action.restart.delay_s)
-
-    def _said(self) -> str:
-        word = lastword.read(self._settings.in_run_dir(paths.LAST_WORD))
-        return "" if word is None else word.message
+        words = self._account.restart(action, phase=self._phase(action.death), step=self._step())
+        log.warning("%s; starting it again in %.0f s", words, action.restart.delay_s)
 
     def _acknowledge(self, record: EmergencyRecord) -> None:
         settings = self._settings
@@ -345,9 +358,7 @@ class Supervisor:
     # The end
 
     def _end(self, finish: core.Finish) -> int:
-        word = self._last_word(finish)
-        if not _told_by_trainer(finish):
-            self._report_end(finish, word)
+        word = self._account.end(finish, phase=self._phase(finish.death), beat=self._last_beat)
         if self._settings.termination_log is not None:
             try:
                 word.write_in_place(self._settings.termination_log)
@@ -358,40 +369,6 @@ class Supervisor:
         log.info("exit %d: %s: %s", word.exit_code, word.reason, word.message)
         return word.exit_code
 
-    def _last_word(self, finish: core.Finish) -> LastWord:
-        """The trainer's own account where its exit is the container's, else the supervisor's."""
-        end = finish.end
-        said = lastword.read(self._settings.in_run_dir(paths.LAST_WORD))
-        beat = self._last_beat
-        step, epoch = (None, None) if beat is None else (beat.step, beat.epoch)
-        if said is None:
-            return LastWord(reason=end.reason, message=end.message, exit_code=end.exit_code, step=step, epoch=epoch)
-        if finish.death is not None and finish.death.status == end.exit_code:
-            return replace(said, exit_code=end.exit_code, step=_first(said.step, step), epoch=_first(said.epoch, epoch))
-        return LastWord(
-            reason=end.reason,
-            message=f"{end.message}\n{said.message}".strip(),
-            exit_code=end.exit_code,
-            step=_first(said.step, step),
-            saved_step=said.saved_step,
-            epoch=_first(said.epoch, epoch),
-        )
-
-    def _report_end(self, finish: core.Finish, word: LastWord) -> None:
-        """Failure and transition of an end that the trainer could not report itself."""
-        step = word.step or 0
-        match finish.end.exit_code:
-            case ExitCode.HALTED:
-                phase = pb.RUNTIME_PHASE_HALTED
-            case ExitCode.DRAINED:
-                phase = pb.RUNTIME_PHASE_STOPPING
-            case _:
-                phase = pb.RUNTIME_PHASE_FAILED
-                exit_code = finish.end.exit_code if finish.death is None else finish.death.exit_code
-                message = "\n".join(filter(None, (word.message, self._hung_how)))
-                self._events.failure(reason=word.reason, message=message, exit_code=exit_code, step=step)
-        self._events.transition(self._phase(finish.death), phase, reason=word.reason, message=word.message, step=step)
-
     # What is known
 
     def _step(self) -> int:
@@ -401,7 +378,8 @@ class Supervisor:
         """What the container was doing, by the dead trainer's last heartbeat."""
         if death is not None and death.phase in pb.RuntimePhase.values():
             return cast(pb.RuntimePhase, death.phase)
-        return pb.RUNTIME_PHASE_RESTARTING if self._starts > 1 else pb.RUNTIME_PHASE_STARTING
+        tried = self._starts + (death is not None and death.refused)
+        return pb.RUNTIME_PHASE_RESTARTING if tried > 1 else pb.RUNTIME_PHASE_STARTING
 
     def _write_own_page(self) -> None:
         words = (self._state(), self._trainer or 0, self._core.restarts, time.monotonic_ns(), 0, 0, 0)
@@ -420,30 +398,6 @@ class Supervisor:
         if self._core.stage is Stage.ALIVE and self._core.beat is not None:
             return pb.RUNTIME_PHASE_RUNNING
         return pb.RUNTIME_PHASE_RESTARTING if self._core.restarts else pb.RUNTIME_PHASE_STARTING
-
-    def _replay(self) -> None:
-        """Reads the run's totals. The trainer owns the log while it lives."""
-        wal = Wal(self._volume.wal_file)
-        try:
-            self._wal_state = wal.replay()
-        except (OSError, CheckpointError) as error:
-            log.error("cannot read %s: %s", self._volume.wal_file, error)
-        finally:
-            wal.close()
-
-    def _append_restart(self, cause: RunReason, step: int) -> None:
-        wal = Wal(self._volume.wal_file)
-        try:
-            self._wal_state = wal.append(Kind.RESTART, cause=cause, step=step)
-        except (OSError, CheckpointError) as error:
-            log.error("cannot record a restart in %s: %s", self._volume.wal_file, error)
-            if self._wal_state is not None:  # counted for this container's life at least
-                self._wal_state = self._wal_state.after(Kind.RESTART, {})
-        finally:
-            wal.close()
-
-    def _counters(self) -> pb.Counters | None:
-        return None if self._wal_state is None else self._wal_state.counters()
 
     def _metrics(self) -> str:
         samples: tuple[gauges.Sample, ...] = (
@@ -473,13 +427,3 @@ def _signal_group(leader: int, number: signal.Signals) -> None:
         os.killpg(leader, number)
     except ProcessLookupError:
         return
-
-
-def _told_by_trainer(finish: core.Finish) -> bool:
-    """True when the trainer ended as it meant to and has reported it: complete, halted or drained."""
-    chosen = (ExitCode.COMPLETE, ExitCode.HALTED, ExitCode.DRAINED)
-    return finish.death is not None and finish.death.status == finish.end.exit_code and finish.end.exit_code in chosen
-
-
-def _first(value: int | None, other: int | None) -> int | None:
-    return other if value is None else value

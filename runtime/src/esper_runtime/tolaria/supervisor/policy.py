@@ -44,9 +44,12 @@ FINAL_REASONS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Death:
-    """How one trainer process ended. `status` is its exit code, or minus the signal's number."""
+    """How one trainer process ended, or why there is none."""
 
-    status: int
+    status: int | None
+    """Its exit code, or minus the signal's number; None when the system refused to start it."""
+    refusal: str = ""
+    """What the system said to that."""
     step: int | None = None
     """Last step in its heartbeats; None when it never beat."""
     phase: int | None = None
@@ -57,8 +60,15 @@ class Death:
     """The kernel's count of processes killed for memory rose while it lived."""
 
     @property
+    def refused(self) -> bool:
+        """There was no process."""
+        return self.status is None
+
+    @property
     def exit_code(self) -> int:
-        """As a container reports it: 128 + signal."""
+        """As a container reports it: 128 + signal. 0 when there was no process."""
+        if self.status is None:
+            return 0
         return self.status if self.status >= 0 else 128 - self.status
 
     @property
@@ -74,6 +84,8 @@ class Death:
     @property
     def words(self) -> str:
         """For people."""
+        if self.status is None:
+            return f"trainer could not be started: {self.refusal}"
         if self.status >= 0:
             return f"trainer exited with {self.status}"
         try:

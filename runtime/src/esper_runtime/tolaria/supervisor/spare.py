@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from esper_runtime.tolaria.supervisor import child
@@ -149,22 +149,28 @@ class Spares:
             self._policy = self._policy.short(now_s=now_s)
             self._say("memory", shortage)
             return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            os.set_inheritable(theirs.fileno(), True)
-            pid = spawn(self._module, environ, str(theirs.fileno()))
+            self._process = self._spawned(now_s, environ)
         except OSError as error:
-            ours.close()
-            self._policy = self._policy.failed(now_s=now_s)
+            # Processes, descriptors or memory of the system are used up, which may pass: no fault of the spare's own.
+            self._policy = self._policy.short(now_s=now_s)
             self._say("start", f"it cannot be started: {error}")
             return
-        finally:
-            theirs.close()
         self.starts += 1
-        ours.setblocking(False)
-        self._process = _Process(pid=pid, socket=ours, began_s=now_s, turn_at_s=now_s + RUN_S)
-        self._selector.register(ours, selectors.EVENT_READ, self)
-        log.info("spare begun", extra={"spare_pid": pid})
+        log.info("spare begun", extra={"spare_pid": self._process.pid})
+
+    def _spawned(self, now_s: float, environ: Mapping[str, str]) -> _Process:
+        """A new one, its socket registered. OSError leaves nothing behind."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
+            ours.setblocking(False)
+            self._selector.register(ours, selectors.EVENT_READ, self)
+            undo.callback(self._selector.unregister, ours)
+            os.set_inheritable(theirs.fileno(), True)
+            pid = spawn(self._module, environ, str(theirs.fileno()))
+            undo.pop_all()
+        return _Process(pid=pid, socket=ours, began_s=now_s, turn_at_s=now_s + RUN_S)
 
     def _turn(self, process: _Process, now_s: float) -> None:
         process.resting = not process.resting

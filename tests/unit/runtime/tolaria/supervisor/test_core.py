@@ -21,6 +21,7 @@ from hypothesis import given
 
 HEARTBEAT_S, PROGRESS_S, DRAIN_S = 10.0, 100.0, 28.0
 KILLED = -signal.SIGKILL
+REFUSAL = "[Errno 11] Resource temporarily unavailable"
 
 
 def beat(step: int, at_s: float, *, phase: int = pb.RUNTIME_PHASE_RUNNING, order: int = 0) -> Heartbeat:
@@ -64,6 +65,15 @@ class Watched:
 
     def dies(self, status: int) -> list[core.Action]:
         return self.core.died(status, now_s=self.now_s)
+
+    def refused(self) -> list[core.Action]:
+        """The start that was just asked for."""
+        return self.core.refused(REFUSAL, now_s=self.now_s)
+
+    def refused_when_due(self) -> list[core.Action]:
+        self.now_s = max(self.now_s, self.core.deadline_s)
+        assert isinstance(self.core.tick(None, now_s=self.now_s)[-1], core.Start)
+        return self.refused()
 
 
 @pytest.fixture
@@ -112,6 +122,44 @@ def test_what_the_trainer_means_ends_the_container(watched: Watched, code: int):
     [finish] = watched.dies(code)
     assert isinstance(finish, core.Finish)
     assert finish.end.exit_code == code
+
+
+def test_a_start_that_the_system_refuses_is_tried_again_like_one_that_died(watched: Watched):
+    watched.steps(1, 5)
+    _, start = watched.dies(KILLED)
+    report, again = watched.refused()
+    assert isinstance(report, core.ReportRestart)
+    assert (report.death.cause, report.death.exit_code, report.death.step) == (RunReason.TRAINER_CRASHED, 0, None)
+    assert report.death.words == f"trainer could not be started: {REFUSAL}"
+    assert again == start, "what the next one recovers from is still the death before"
+    [report] = watched.refused()
+    assert isinstance(report, core.ReportRestart)
+    assert report.restart.delay_s == 1.0
+    assert watched.core.tick(None, now_s=watched.now_s + 0.9) == []
+    assert watched.core.tick(None, now_s=watched.now_s + 1.0) == [start]
+    assert watched.core.restarts == 1, "no trainer followed another but the first"
+
+
+def test_starts_that_are_refused_use_up_the_budget_of_crashes(watched: Watched):
+    watched.steps(1, 5)
+    watched.dies(KILLED)
+    watched.steps(4, 1)
+    watched.dies(1)
+    watched.refused()
+    [finish] = watched.refused_when_due()
+    assert isinstance(finish, core.Finish)
+    assert (finish.end.exit_code, finish.end.reason) == (ExitCode.TRAINER_CRASHED, RunReason.RESTARTS_EXHAUSTED)
+    assert finish.end.message == f"trainer could not be started: {REFUSAL}; 3 starts in a row made no new step"
+
+
+def test_a_first_start_that_is_refused_makes_the_next_one_no_recovery(watched: Watched):
+    assert watched.refused()[-1] == core.Start(recovery=None)
+
+
+def test_recreate_leaves_a_refused_start_to_the_operator_too():
+    [finish] = Watched("Recreate").refused()
+    assert isinstance(finish, core.Finish)
+    assert (finish.end.exit_code, finish.end.reason) == (ExitCode.TRAINER_CRASHED, RunReason.TRAINER_CRASHED)
 
 
 def test_recreate_leaves_every_death_to_the_operator():
@@ -269,6 +317,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("beat"), st.integers(0, 30)),
     st.tuples(st.just("silence"), st.integers(1, 30)),
     st.tuples(st.just("dies"), st.sampled_from([0, 1, 70, 71, 75, 143, -9, -11])),
+    st.tuples(st.just("refuse"), st.integers(1, 4)),
     st.tuples(st.just("stop"), st.just(0)),
     st.tuples(
         st.just("signal"), st.sampled_from([EMERGENCY_MODE_FREEZE, EMERGENCY_MODE_CHECKPOINT, EMERGENCY_MODE_KILL])
@@ -279,7 +328,7 @@ EVENTS = st.one_of(
 @given(st.lists(EVENTS, max_size=60))
 def test_whatever_happens_there_is_one_trainer_at_most_and_one_end(events: list[tuple[str, int]]):
     watched = Watched()
-    lives, ends, last = True, 0, None
+    lives, ends, last, refusals = True, 0, None, 0
     for seq, (what, value) in enumerate(events, start=1):
         match what:
             case "beat":
@@ -290,6 +339,8 @@ def test_whatever_happens_there_is_one_trainer_at_most_and_one_end(events: list[
             case "dies" if lives:
                 lives = False
                 actions = watched.dies(value)
+            case "refuse":
+                refusals, actions = value, []
             case "stop":
                 actions = watched.core.stop(now_s=watched.now_s)
             case "signal":
@@ -300,7 +351,10 @@ def test_whatever_happens_there_is_one_trainer_at_most_and_one_end(events: list[
             assert not ends, "nothing follows the end"
             if isinstance(action, core.Start):
                 assert not lives
-                lives, last = True, None
+                lives, last = refusals == 0, None
+                if refusals:
+                    refusals -= 1
+                    actions += watched.refused()
             elif isinstance(action, core.Terminate | core.DumpStacks | core.Kill):
                 assert lives, "signals go to a trainer that is there"
             ends += isinstance(action, core.Finish)

@@ -1,12 +1,24 @@
 """When a spare trainer is due, and when memory forbids it."""
 
+import os
+import resource
+import selectors
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 from esper_runtime.tolaria.supervisor import room
 from esper_runtime.tolaria.supervisor.room import Room
-from esper_runtime.tolaria.supervisor.spare import BACKOFF_S, FAILURE_LIMIT, SETTLE_S, SHORTAGE_BACKOFF_S, SparePolicy
+from esper_runtime.tolaria.supervisor.spare import (
+    BACKOFF_S,
+    FAILURE_LIMIT,
+    SETTLE_S,
+    SHORTAGE_BACKOFF_S,
+    SparePolicy,
+    Spares,
+)
 from hypothesis import given
 
 GIB = 1 << 30
@@ -62,6 +74,38 @@ def test_a_shortage_is_looked_at_again_later_and_is_no_failure():
     assert not policy.due(now_s=10.0 + SHORTAGE_BACKOFF_S - 0.1, trained_s=100.0)
     assert policy.due(now_s=10.0 + SHORTAGE_BACKOFF_S, trained_s=100.0)
     assert policy.failures == 0
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """The next one that is asked for is refused by the kernel."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_spare_that_the_system_refuses_is_told_once_and_tried_again_for_ever():
+    told: list[str] = []
+    with selectors.DefaultSelector() as selector:
+        spares = Spares(
+            module="none", policy=SparePolicy(), selector=selector, measure=lambda: None,
+            private_bytes=lambda pid: None, tell=told.append,
+        )  # fmt: skip
+        now_s = 0.0
+        for _ in range(2 * FAILURE_LIMIT):
+            with no_descriptor_left():
+                spares.tend(now_s=now_s, trained_s=100.0, trainer=1, environ={})
+            assert (spares.pid, spares.starts) == (None, 0)
+            assert not spares._policy.due(now_s=now_s + SHORTAGE_BACKOFF_S - 0.1, trained_s=100.0)
+            now_s += SHORTAGE_BACKOFF_S
+            assert spares._policy.due(now_s=now_s, trained_s=100.0)
+    [why] = told
+    assert "Too many open files" in why
 
 
 @given(st.integers(1, 64 * GIB), st.integers(0, 64 * GIB), st.integers(0, 16 * GIB))
