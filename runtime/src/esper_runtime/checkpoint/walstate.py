@@ -133,10 +133,11 @@ class WalState:
         )
 
     def _skipping(self, positions: Iterable[Any], *, left_out: bool) -> "WalState":
-        name = "left_out_positions" if left_out else "skipped_positions"
         more = tuple(int(position) for position in positions)
-        newest = (*getattr(self, name), *more)[-MAX_REMEMBERED:]
-        return replace(self, skipped_batches=self.skipped_batches + len(more), **{name: newest})
+        counted = replace(self, skipped_batches=self.skipped_batches + len(more))
+        if left_out:
+            return replace(counted, left_out_positions=(*self.left_out_positions, *more)[-MAX_REMEMBERED:])
+        return replace(counted, skipped_positions=(*self.skipped_positions, *more)[-MAX_REMEMBERED:])
 
     def fields(self) -> dict[str, Any]:
         """Content of a STATE record."""
