@@ -36,7 +36,11 @@ class ProbeServer(ThreadingHTTPServer):
         if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)  # a probe comes again; a flood does not get more threads
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # at a limit of threads there is none for it
+            self._slots.release()
+            raise
 
     def process_request_thread(
         self, request: "socket.socket | tuple[bytes, socket.socket]", client_address: object
