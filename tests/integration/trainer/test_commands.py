@@ -265,7 +265,7 @@ def test_a_rollback_to_an_epoch_that_is_kept_and_to_one_that_is_not(tmp_path: Pa
 
 
 def test_the_end_of_an_epoch_is_told_from_what_was_saved_within_the_next(tmp_path: Path):
-    trainer = Trainer(tmp_path, steps=16, checkpoint={"everySteps": 5})
+    trainer = Trainer(tmp_path, steps=16, checkpoint={"everySteps": 6, "retention": {"keepLatest": 50}})
     for steps in (5, 15):
         trainer.parts.checkpoints.wait()
         assert trainer.turns.run(steps) is PAUSED

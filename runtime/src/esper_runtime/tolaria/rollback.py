@@ -254,14 +254,15 @@ class Rollbacks:
     def _keep_good(self, state: TrainState, *, before_step: int) -> int | None:
         """Puts the last good state of memory on the volume, unless that has it or a newer one; the step of what it has.
 
-        None when memory has none, or when it cannot be saved.
+        None when memory has none, or when it cannot be saved. What the volume has is known to be good when the step
+        after it was: that one was computed with its weights.
         """
         self._checkpoints.wait()
         _, good = self._memory.restore_good(state, before_step=before_step)
         if good is None:
             return None
         newest = self._checkpoints.store.state().latest_step
-        return newest if good <= newest < before_step else self._checkpoints.save_now(state)
+        return newest if good <= newest < before_step - 1 else self._checkpoints.save_now(state)
 
 
 def _recovery(trouble: Trouble, restored: Restored) -> pb.Recovery:
