@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from esper_runtime.tolaria import slot
 from esper_runtime.tolaria.snapshot import Snapshots
 
 ELEMENTS = 60_000
@@ -26,6 +27,7 @@ def state(step: int) -> dict[str, torch.Tensor]:
 def write_for_ever(directory: Path, step: int, slots: int) -> None:
     snapshots = Snapshots(directory, identity="kill", slots=slots)
     while True:
+        slot.WORTH_BYTES = step % 2 << 60  # every other one is hashed in a thread of its own
         snapshots.promote(before_step=step)
         snapshots.capture(
             step=step, tensors=state(step), blobs={"rng": str(step).encode() * 50}, meta={"n": step}, good=False

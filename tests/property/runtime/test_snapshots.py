@@ -11,6 +11,7 @@ import pytest
 import torch
 from esper_runtime.tolaria import ring
 from esper_runtime.tolaria import slot as slots
+from esper_runtime.tolaria.beside import WORTH_BYTES
 from esper_runtime.tolaria.snapshot import Snapshots
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -24,8 +25,9 @@ SLOT_BYTES = 32 * 4096
 class Run(RuleBasedStateMachine):
     """A course of training that takes snapshots, doubts itself, goes back, is killed, and finds rotten memory."""
 
-    @initialize(wanted=st.integers(2, 6), room=st.integers(2, 7))
-    def begin(self, wanted: int, room: int) -> None:
+    @initialize(wanted=st.integers(2, 6), room=st.integers(2, 7), worth=st.sampled_from([0, slots.WORTH_BYTES]))
+    def begin(self, wanted: int, room: int, worth: int) -> None:
+        slots.WORTH_BYTES = worth  # type: ignore[misc]  # hashed in another thread or not
         self.directory = Path(tempfile.mkdtemp(prefix="snapshots"))
         self.wanted, self.cap = wanted, room * SLOT_BYTES + 100
         self.weights = torch.zeros(ELEMENTS)
@@ -186,6 +188,7 @@ class Run(RuleBasedStateMachine):
             assert max(good) in held
 
     def teardown(self) -> None:
+        slots.WORTH_BYTES = WORTH_BYTES  # type: ignore[misc]
         if hasattr(self, "directory"):
             self.snapshots.close()
             shutil.rmtree(self.directory)

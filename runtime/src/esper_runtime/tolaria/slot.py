@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from esper_runtime.tolaria.beside import WORTH_BYTES, Beside
 from esper_runtime.tolaria.ring import Held
 from esper_runtime.tolaria.soundness import Array, Check, finite_check
 
@@ -136,16 +138,21 @@ class _Part:
     check: Check | None
     device_copy: tuple[Tensor, Tensor] | None = None
     """(target, source), for memory that is not on the CPU."""
+    whole: tuple[Array, Array] | None = None
+    """(target, source) in bytes, for memory that is."""
     pieces: list[tuple[memoryview, memoryview | None, memoryview, Array | None]] = field(default_factory=list)
     """(target, source, what is hashed: the target and the gap behind it, what is checked)"""
+    originals: list[tuple[memoryview, memoryview, Array | None]] = field(default_factory=list)
+    """The same of the source: (what is hashed, the gap behind the target, what is checked)"""
 
 
 class Slot:
     """One slot's file. Grows when a state does; never shrinks."""
 
-    def __init__(self, path: Path, number: int) -> None:
+    def __init__(self, path: Path, number: int, beside: Beside) -> None:
         self.path = path
         self.number = number
+        self._beside = beside
         self.size = 0
         self._map: mmap.mmap | None = None
         self._bytes = memoryview(b"")
@@ -195,7 +202,8 @@ class Slot:
         words[_W_MAGIC], words[_W_PAYLOAD], words[_W_START] = MAGIC, plan.payload_bytes, plan.start
         words[_W_STEP], words[_W_HEAD] = step, self._write_head(plan.layout, *head)
         digest = xxhash.xxh3_128()
-        bad = self._copy_in(digest)
+        apart = plan.payload_bytes >= WORTH_BYTES and all(part.whole is not None for part in self._parts)
+        bad = self._copy_apart(digest) if apart else self._copy_in(digest)
         if bad:
             return bad
         whole = digest.intdigest()
@@ -233,20 +241,49 @@ class Slot:
                     bad.append(part.name)
         return bad
 
+    def _copy_apart(self, digest: "xxhash.xxh3_128") -> list[str]:
+        """As _copy_in, with hash and check of the sources in another thread."""
+        audit = self._beside.start(lambda: self._audit(digest))
+        try:
+            for part in self._parts:
+                assert part.whole is not None
+                np.copyto(*part.whole)
+        finally:
+            wait((audit,))  # it reads what the caller may change afterwards
+        return audit.result()
+
+    def _audit(self, digest: "xxhash.xxh3_128") -> list[str]:
+        bad: list[str] = []
+        with np.errstate(all="ignore"):
+            for part in self._parts:
+                sound = True
+                for hashed, gap, checked in part.originals:
+                    digest.update(hashed)
+                    if gap:
+                        digest.update(gap)
+                    if checked is not None and part.check is not None and not part.check(checked):
+                        sound = False
+                if not sound:
+                    bad.append(part.name)
+        return bad
+
     def _cut(self, source: Source, start: int) -> _Part:
         part = _Part(source.name, None if source.check is None else source.check[1])
         memory = source.memory
         if isinstance(memory, Tensor):
             target = torch.frombuffer(self._bytes, dtype=torch.uint8, count=source.size, offset=start)
             part.device_copy = (target, memory)
+        else:
+            part.whole = _flat(self._bytes[start : start + source.size]), _flat(memory)
         padded = -(-source.size // ALIGN) * ALIGN
         for begin, end, exempt in _intervals(source):
             whole = self._bytes[start + begin : start + (padded if end == source.size else end)]
             place = whole[: end - begin]
-            checked: Array | None = None
-            if source.check is not None and not exempt:
-                checked = np.frombuffer(place, dtype=source.check[0])
-            part.pieces.append((place, memory[begin:end] if isinstance(memory, memoryview) else None, whole, checked))
+            kind = None if source.check is None or exempt else source.check[0]
+            original = memory[begin:end] if isinstance(memory, memoryview) else None
+            part.pieces.append((place, original, whole, _as_array(place, kind)))
+            if original is not None:
+                part.originals.append((original, whole[end - begin :], _as_array(original, kind)))
         return part
 
     def reserve(self, size: int) -> None:
@@ -306,10 +343,18 @@ class Slot:
         payload = self._bytes[words[_W_START] : words[_W_START] + words[_W_PAYLOAD]]
         if verify_first and not self._verifies(xxhash.xxh3_128(payload)):
             return None
-        digest = None if verify_first else xxhash.xxh3_128()
-        tensors = self._copy_out(layout["entries"], into, digest)
-        if digest is not None and not self._verifies(digest):
-            return None
+        if verify_first:
+            tensors = self._copy_out(layout["entries"], into, None)
+        elif len(payload) >= WORTH_BYTES:
+            hashed = self._beside.start(lambda: xxhash.xxh3_128(payload))
+            tensors = self._copy_out(layout["entries"], into, None)
+            if not self._verifies(hashed.result()):
+                return None
+        else:
+            digest = xxhash.xxh3_128()
+            tensors = self._copy_out(layout["entries"], into, digest)
+            if not self._verifies(digest):
+                return None
         blobs = _blobs(self._bytes[meta_end:head_end], facts["blobs"])
         return Content(step=words[_W_STEP], meta=facts["meta"], tensors=tensors, blobs=blobs)
 
@@ -334,6 +379,14 @@ class Slot:
                 digest.update(stored)
             tensors[name] = _as_tensor(self._bytes, start, entry)
         return tensors
+
+
+def _flat(memory: memoryview) -> Array:
+    return np.frombuffer(memory, dtype=np.uint8)
+
+
+def _as_array(memory: memoryview, kind: type | None) -> Array | None:
+    return None if kind is None else np.frombuffer(memory, dtype=kind)
 
 
 def _intervals(source: Source) -> Iterator[tuple[int, int, bool]]:
@@ -386,7 +439,7 @@ def _copy_hashed(stored: memoryview, live: Tensor, digest: "xxhash.xxh3_128 | No
             digest.update(stored)
         target.copy_(torch.frombuffer(stored, dtype=torch.uint8, count=size))
     elif digest is None:
-        target[:] = stored[:size]
+        np.copyto(_flat(target), _flat(stored[:size]))
     else:
         for begin in range(0, len(stored), CHUNK_BYTES):
             piece = stored[begin : begin + CHUNK_BYTES]

@@ -17,6 +17,7 @@ from esper_leyline import paths
 from torch import Tensor
 
 from esper_runtime.tolaria import ring
+from esper_runtime.tolaria.beside import Beside
 from esper_runtime.tolaria.ring import Held
 from esper_runtime.tolaria.slot import Content, Plan, Ranges, Slot, SnapshotError, encoded, plan_of
 
@@ -41,7 +42,8 @@ class Snapshots:
         self._prefix = f"{paths.SNAPSHOT_PREFIX}.{rank}"
         self._identity = identity
         self._limits = (slots, max_bytes)
-        found = (Slot(self._path(number), number) for number in range(MAX_SLOTS))
+        self._beside = Beside()
+        found = (Slot(self._path(number), number, self._beside) for number in range(MAX_SLOTS))
         self._slots = {slot.number: slot for slot in found if slot.size}
         self._generation = max((slot.generation for slot in self._slots.values()), default=0)
         self._plan: Plan | None = None
@@ -127,7 +129,7 @@ class Snapshots:
             self._drop_least()
         spare = (number for number in range(MAX_SLOTS) if number not in self._slots)
         for number in list(spare)[: count - len(self._slots)]:
-            self._slots[number] = Slot(self._path(number), number)
+            self._slots[number] = Slot(self._path(number), number, self._beside)
         refusal = self._reserve(slot_bytes)
         if len(self._slots) < 2:
             self.release()
@@ -207,6 +209,7 @@ class Snapshots:
 
     def close(self) -> None:
         """Lets go of the memory; what it holds stays for the next process."""
+        self._beside.close()
         for slot in self._slots.values():
             slot.close()
         self._slots.clear()

@@ -14,6 +14,12 @@ MIB = 2**20
 Volume = namedtuple("Volume", "f_frsize f_blocks f_bavail")
 
 
+@pytest.fixture(autouse=True, params=[0, 2**60], ids=["two threads", "one thread"])
+def worth_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large states are hashed in another thread; here all are, or none."""
+    monkeypatch.setattr(slots_module, "WORTH_BYTES", request.param)
+
+
 def open_slots(directory: Path, identity: str = "run/1/layout", *, slots: int = 3, max_bytes: int = 0) -> Snapshots:
     return Snapshots(directory, identity=identity, slots=slots, max_bytes=max_bytes)
 
@@ -46,6 +52,25 @@ def test_restored_content_equals_what_was_captured(tmp_path: Path):
     for name, tensor in state(9.0).items():
         assert torch.equal(live[name], tensor)
         assert content.tensors[name] is live[name]
+
+
+@pytest.mark.parametrize("worth", [0, 2**60])
+@pytest.mark.parametrize("verify_first", [False, True])
+def test_who_hashes_makes_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: int, verify_first: bool
+):
+    """Sizes that end within a block, several chunks, and a part that is not checked."""
+    content = {"a": torch.randn(300_001), "b": torch.randn(17, dtype=torch.float64), "c": torch.randn(200_003)}
+    content["a"][7] = float("nan")
+    writer = open_slots(tmp_path)
+    bad = writer.capture(step=1, tensors=content, blobs={}, meta={}, good=True, exempt={"a": ((5, 9),)})
+    assert bad == []
+    monkeypatch.setattr(slots_module, "WORTH_BYTES", worth)
+    live = {name: torch.zeros_like(tensor) for name, tensor in content.items()}
+    reader = open_slots(tmp_path)
+    assert reader.restore(reader.held()[0], live, verify_first=verify_first) is not None
+    for name, tensor in content.items():
+        assert live[name].numpy().tobytes() == tensor.numpy().tobytes()
 
 
 def test_tensors_without_a_live_counterpart_are_given_out(tmp_path: Path):

@@ -1,0 +1,31 @@
+"""One thread that works beside its owner: it hashes what the owner copies.
+
+Copy and hash are each bound by memory that one core can move; on two cores they take no longer than the longer one.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, TypeVar
+
+WORTH_BYTES: Final = 8 * 1024 * 1024
+"""Below this, waking another thread costs as much as it saves."""
+T = TypeVar("T")
+
+
+class Beside:
+    """Makes the thread with the first piece of work; it ends with its owner."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def start(self, work: Callable[[], T]) -> "Future[T]":
+        """Work that runs outside of Python's lock, as must what the caller does meanwhile."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot-hash")
+        return self._pool.submit(work)
+
+    def close(self) -> None:
+        """Waits for work under way. It may be used again afterwards."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
