@@ -3,11 +3,12 @@
 .venv/bin/python tests/bench/bench_snapshot.py [--rounds 60] [--seconds 15] [--only 3072] [--sizes 1,16,256]
 
 Esper's side is all that training waits for: facts and random states are gathered, every byte is copied into the slot,
-hashed (128 bits) and checked to be finite on the way, and the slot is sealed; nothing is left to a thread. The floor is
-one memmove of as many bytes into memory of the same kind, as many places taking turns as there are slots. Rounds
-alternate, and before each measurement a buffer larger than the second-level cache is written, as a training step
-would. CPU time is that of the thread: other processes on the machine disturb it less. The lines between say what copy,
-hash and check, and gathering the state, cost by themselves; what is left is the header, its JSON and the ring.
+hashed (128 bits) and checked to be finite, from 8 MiB on by a second thread meanwhile, and the slot is sealed; nothing
+is left for later. The floor is one memmove of as many bytes into memory of the same kind, as many places taking turns
+as there are slots. Rounds alternate, and before each measurement a buffer larger than the second-level cache is
+written, as a training step would. CPU time is that of the training thread: other processes on the machine disturb it
+less. The lines between say what copy, hash and check, and gathering the state, cost by themselves in one thread; what
+is left is the header, its JSON and the ring.
 
 Then the same for states of any size (MiB of parameters and moments), where they fit, with what every further MiB costs.
 """

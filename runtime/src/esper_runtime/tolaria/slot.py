@@ -29,8 +29,9 @@ from esper_runtime.tolaria.soundness import Array, Check, finite_check
 
 MAGIC: Final = int.from_bytes(b"ESPSNAP2", "little")
 CHUNK_BYTES: Final = 512 * 1024
-"""Copied, hashed and checked piece by piece, so that hash and check read from the cache. Measured from 128 KiB to
-1 MiB: below this the calls cost more, above it source and target leave the second-level cache."""
+"""Hashed and checked piece by piece, so that what follows reads from the cache; a state too small for two threads is
+copied so too. Measured from 128 KiB to 1 MiB: below this the calls cost more, above it source and target leave the
+second-level cache."""
 ALIGN: Final = 64
 _PAGE: Final = 4096
 _HEAD_BYTES: Final = 64 * 1024
