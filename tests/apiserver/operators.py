@@ -249,7 +249,8 @@ class Cluster:
         assert set(jobs.values()) == {1}, jobs
         history = [tuple(sorted(entry.items())) for entry in self.status(run)["history"]]
         assert len(set(history)) == len(history), history
-        said = Counter((e["reason"], e["note"], e["eventTime"]) for e in self.events(run))
+        ours = (e for e in self.events(run) if e["reportingController"] == labels.MANAGED_BY)
+        said = Counter((e["reason"], e["note"], e["eventTime"]) for e in ours)
         assert not [event for event, times in said.items() if times > 1], said
 
     async def phase(self, name: str, phase: str, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
