@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,13 +20,6 @@ from tests.support.waiting import until_sync
 STAY = {"stay": True}
 FAILED, TRANSITION, ENDED = "tolaria.trainer.failed", "tolaria.transition", "tolaria.trainer.ended"
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture
-def pod(tmp_path: Path) -> Iterator[Supervised]:
-    supervised = Supervised(tmp_path)
-    yield supervised
-    supervised.close()
 
 
 def named(pod: Supervised, event: str) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,6 @@ from tests.support.waiting import until_sync
 
 STAY = {"stay": True}
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture
-def pod(tmp_path: Path) -> Iterator[Supervised]:
-    supervised = Supervised(tmp_path)
-    yield supervised
-    supervised.close()
 
 
 def gone(pid: int) -> bool:
@@ -90,7 +82,7 @@ def test_a_spare_that_is_needed_before_it_is_ready_is_used_all_the_same(pod: Sup
 
 
 def test_a_spare_that_dies_is_made_again(pod: Supervised):
-    pod.start([STAY], settle_s=0.0, spare_limit_s=0.1)
+    pod.start([STAY], settle_s=0.0, spare_limit_s=2.0)
     first = pod.spare()
     os.kill(first, signal.SIGKILL)
     until_sync(lambda: gone(first), DEADLINE_S, "the end of the first")

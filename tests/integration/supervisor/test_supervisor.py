@@ -4,7 +4,6 @@ import os
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,6 @@ STAY = {"stay": True}
 NEVER = 3600.0
 """No look at intervals: a signal or a byte alone must wake the supervisor."""
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture
-def pod(tmp_path: Path) -> Iterator[Supervised]:
-    supervised = Supervised(tmp_path)
-    yield supervised
-    supervised.close()
 
 
 def kinds(events: list[pb.RuntimeEvent]) -> list[str]:

@@ -3,6 +3,7 @@
 Copy and hash are each bound by memory that one core can move; on two cores they take no longer than the longer one.
 """
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -10,6 +11,7 @@ from typing import Final, TypeVar
 WORTH_BYTES: Final = 8 * 1024 * 1024
 """Below this, waking another thread costs as much as it saves."""
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Beside:
@@ -19,10 +21,20 @@ class Beside:
         self._pool: ThreadPoolExecutor | None = None
 
     def start(self, work: Callable[[], T]) -> "Future[T]":
-        """Work that runs outside of Python's lock, as must what the caller does meanwhile."""
+        """Work that runs outside of Python's lock, as must what the caller does meanwhile.
+
+        At a limit of threads it is done before this returns, and the next call tries again.
+        """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot-hash")
-        return self._pool.submit(work)
+        try:
+            return self._pool.submit(work)
+        except RuntimeError as error:
+            log.warning("no thread to hash a snapshot beside its copy: %s", error)
+            self._pool = None  # with what it could not begin
+            done: Future[T] = Future()
+            done.set_result(work())
+            return done
 
     def close(self) -> None:
         """Waits for work under way. It may be used again afterwards."""

@@ -1,5 +1,6 @@
 import errno
 import os
+import threading
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,20 @@ def test_who_hashes_makes_no_difference(
     assert reader.restore(reader.held()[0], live, verify_first=verify_first) is not None
     for name, tensor in content.items():
         assert live[name].numpy().tobytes() == tensor.numpy().tobytes()
+
+
+def test_at_a_limit_of_threads_snapshots_are_taken_and_put_back_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    take(snapshots := open_slots(tmp_path), 9, good=True)
+    live = {name: torch.zeros_like(tensor) for name, tensor in state(0.0).items()}
+    assert snapshots.restore(snapshots.held()[0], live) is not None
+    for name, tensor in state(9.0).items():
+        assert torch.equal(live[name], tensor)
 
 
 def test_tensors_without_a_live_counterpart_are_given_out(tmp_path: Path):
