@@ -5,7 +5,7 @@ VERSION := $(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' charts/esper/Chart.yaml
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/; s/[$$][$$]/$$/g' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/; s/[$$][$$]/$$/g' | expand -t 20
 
 .PHONY: setup
 setup: ## Install everything into .venv
@@ -26,6 +26,10 @@ test-fast: ## Unit, property, integration and repository tests
 .PHONY: acceptance
 acceptance: setup ## Every promised row and the tests that show it; writes docs/acceptance.md
 	@scripts/acceptance
+
+.PHONY: acceptance-breaks
+acceptance-breaks: setup ## Break the code under each row and see its test fail; writes docs/acceptance-breaks.md
+	@$(PYTHON) -m tests.acceptance.break_it --write docs/acceptance-breaks.md
 
 .PHONY: check
 check: setup ## Format, lint, types, layers, generated files, chart
@@ -50,6 +54,10 @@ bench: setup ## Print the figures (nothing else should run meanwhile)
 .PHONY: faults
 faults: setup ## Long fault campaigns, MINUTES=10 of them; the next call goes on where this one stopped
 	@$(PYTHON) -m tests.faults --minutes $(or $(MINUTES),10) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: drills
+drills: setup ## Real faults in real runs, and the alerts that tell of them; writes docs/drills.md, DRILL=name plays one
+	@. scripts/prometheus-env; $(PYTHON) -m tests.drills $(if $(DRILL),$(DRILL),--write docs/drills.md)
 
 .PHONY: images
 images: ## Build the images under the names that the chart expects

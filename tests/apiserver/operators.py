@@ -328,9 +328,9 @@ def run_manifest(name: str, **spec: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def cluster(
-    plane: ControlPlane, directory: Path, *, with_redis: bool = True, step_s: float = 0.1
+    plane: ControlPlane, directory: Path, *, with_redis: bool = True, step_s: float = 0.1, **node_options: Any
 ) -> AsyncIterator[Cluster]:
-    """A namespace with everything but an operator."""
+    """A namespace with everything but an operator. `node_options` are those of the SimulatedNode."""
     namespace = plane.namespace("operator")
     seed = os.urandom(32)
     heartbeat(plane.request)
@@ -344,7 +344,8 @@ async def cluster(
         "data": {"seed": base64.b64encode(seed).decode()},
     }
     assert plane.create(f"/api/v1/namespaces/{namespace}/secrets", secret).ok
-    node = SimulatedNode(api, namespace, seed=seed, redis_url=redis.url if redis else "", step_s=step_s)
+    url = redis.url if redis else ""
+    node = SimulatedNode(api, namespace, seed=seed, redis_url=url, step_s=step_s, **node_options)
     made = Cluster(plane, namespace, api, directory, redis, node, seed)
     beating = asyncio.create_task(_beat(plane))
     try:

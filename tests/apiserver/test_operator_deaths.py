@@ -116,7 +116,7 @@ async def test_an_operator_killed_in_any_phase_changes_nothing(colony: Cluster, 
     await colony.replace_operator()
     await story.after(colony, run)
     status = await colony.phase(run, "Succeeded")
-    assert trained(status) == story.phases
+    assert trained(status) == story.phases, "\n".join(f"{e}" for e in status["history"])
     assert (status["rollbacks"]["total"], status["progress"]["step"]) == (1, STEPS)
     assert status["attempt"] == story.attempt
     assert (status["restarts"]["total"], status["restarts"]["counted"]) == (story.restarts, story.restarts)

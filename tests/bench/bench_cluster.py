@@ -1,10 +1,15 @@
 """On a real cluster, kubelet and all: P14 of the goals, halts with and without Redis, and what Esper takes of it.
 
-.venv/bin/python tests/bench/bench_cluster.py [--rounds 20] [--only apply,trainer,container,halt,halt-without-redis]
+.venv/bin/python tests/bench/bench_cluster.py [--rounds 20] [--runs 20] [--only apply,trainer,halt,orders]
 
 Uses the cluster and the images of the e2e tests (tests/e2e/cluster.py says which) and leaves both as they were. Every
 instant is taken on this machine's clock: where something is killed, by the process that kills it, right before; where
 the API server shows something, on arrival of the watch event. A node on another machine would need its clock compared.
+
+"orders" is a person's order to stop (P9, the way through the API server): from sending the request, a patch of
+spec.emergencyStop or a broadcast by ConfigMap esper-emergency, to a status in which every process of every pod has
+answered; for one run, and for --runs at once. Those are small and pause 20 ms in each step, since otherwise the node's
+cores would be measured; all the same each takes a tenth of a core. Two cores carry about eight, and twenty drown them.
 """
 
 import argparse
@@ -18,7 +23,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import yaml
 from kubernetes import client, config, watch
 
+from tests.bench.common import tail
 from tests.e2e import cluster as kit
 
 NAMESPACE = "esper-bench"
+ORDERS = "orders"
 PATIENCE_S = 120.0
 SETTLE_S = 20.0
 Status = dict[str, Any]
@@ -62,14 +69,16 @@ class Watched:
 
     def first(self, holds: Callable[[Any], bool]) -> float:
         """When an object for which `holds` is true first arrived; what came before it is dropped."""
+        return next(at for at, found in self.changes() if holds(found))
+
+    def changes(self) -> Iterator[tuple[float, Any]]:
+        """As they arrive, for PATIENCE_S."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                at, found = self._changes.get(timeout=max(0.0, deadline - time.monotonic()))
+                yield self._changes.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise kit.Failed(f"no such change within {PATIENCE_S:.0f} s") from None
-            if holds(found):
-                return at
 
 
 class Bench:
@@ -91,6 +100,17 @@ class Bench:
         run = self.start(name, runtime={"config": {"epochs": 5000}}, restart=QUICK_RESTARTS)
         run.wait_phase("Running", timeout_s=180)
         return run
+
+    def all_status(self, names: Sequence[str], holds: Callable[[Status], bool]) -> dict[str, float]:
+        """When the status of each first was so."""
+        found: dict[str, float] = {}
+        for at, changed in self.runs.changes():
+            name = changed["metadata"]["name"]
+            if name in names and name not in found and holds(changed.get("status", {})):
+                found[name] = at
+                if len(found) == len(names):
+                    break
+        return found
 
     def status(self, name: str, holds: Callable[[Status], bool]) -> float:
         return self.runs.first(lambda o: o["metadata"]["name"] == name and holds(o.get("status", {})))
@@ -179,6 +199,125 @@ def halts_without_redis(bench: Bench, rounds: int) -> list[float]:
         return halts(bench, rounds, "without-redis")  # the claim of a deleted run stays its own
 
 
+# A person's order, for one run and for many
+
+PACED = kit.ROOT / "tests/support/pacedcode.py"
+PACED_CODE = "paced-code"
+TINY = {
+    "sharedMemorySize": "64Mi",
+    "resources": {"requests": {"cpu": "5m", "memory": "384Mi"}, "limits": {"memory": "640Mi"}},
+}
+"""No room for a spare."""
+LABEL = "esper-bench"
+BROADCAST = "esper-emergency"
+FIT_S = 600.0
+"""Each imports PyTorch, and all share the cores."""
+Order = Callable[["Orders"], dict[str, float]]
+"""Says when the request about each run was sent."""
+Lift = Callable[["Orders"], object]
+
+
+class Orders:
+    """So many runs, and the two ways to stop them all and let them go again."""
+
+    def __init__(self, bench: Bench, count: int) -> None:
+        self._bench = bench
+        api: Any = config.new_client_from_config(str(bench.cluster.kubeconfig))  # type: ignore[no-untyped-call]
+        self._custom, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
+        names = [f"order-{number}-of-{count}" for number in range(count)]
+        self._start(names)
+        self.runs = self._fitting(names)
+
+    def _start(self, names: list[str]) -> None:
+        kubectl = self._bench.cluster.kubectl
+        made = kubectl(
+            *("-n", NAMESPACE, "create", "configmap", PACED_CODE, f"--from-file=paced.py={PACED}"),
+            *("--dry-run=client", "-o", "yaml"),
+        )
+        kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=made)
+        runtime = {"entrypoint": "paced:build", "codeConfigMapName": PACED_CODE, "config": {"epochs": 100_000}}
+        for name in names:
+            self._bench.start(name, runtime=runtime, workers=TINY)
+        kubectl("-n", NAMESPACE, "label", "etr", "--all", f"bench={LABEL}", "--overwrite")
+
+    def _fitting(self, names: list[str]) -> list[str]:
+        """Those that train; the others go, and it is said."""
+        handles = {name: kit.RunHandle(self._bench.cluster, NAMESPACE, name) for name in names}
+        deadline = time.monotonic() + FIT_S
+        while (left := [n for n in names if handles[n].phase() != "Running"]) and time.monotonic() < deadline:
+            time.sleep(1.0)
+        for name in left:
+            print(f"{name} does not train: {handles[name].status.get('reason', 'no status')}")
+        if left:
+            self._bench.cluster.kubectl("-n", NAMESPACE, "delete", "etr", *left)
+            print(f"{len(left)} of {len(names)} runs found no place on the node within {FIT_S:.0f} s and are left out")
+        fitting = [name for name in names if name not in left]
+        assert fitting, "none of the runs trains"
+        return fitting
+
+    def patch_all(self) -> dict[str, float]:
+        return self._patch("Freeze")
+
+    def lift_all(self) -> dict[str, float]:
+        return self._patch("None")
+
+    def _patch(self, mode: str) -> dict[str, float]:
+        body, began = {"spec": {"emergencyStop": mode}}, {}
+        for name in self.runs:
+            began[name] = time.time()
+            self._custom.patch_namespaced_custom_object(
+                "esper.dev", "v1alpha1", NAMESPACE, "espertrainingruns", name, body
+            )
+        return began
+
+    def broadcast(self) -> dict[str, float]:
+        text = f"mode: Freeze\nselector: bench={LABEL}\nreason: bench\n"
+        body = client.V1ConfigMap(metadata=client.V1ObjectMeta(name=BROADCAST), data={LABEL: text})
+        began = time.time()
+        self._core.create_namespaced_config_map(kit.SYSTEM, body)
+        return dict.fromkeys(self.runs, began)
+
+    def lift_broadcast(self) -> None:
+        self._core.delete_namespaced_config_map(BROADCAST, kit.SYSTEM)
+
+    def measure(self, order: Order, lift: Lift, rounds: int) -> tuple[list[float], list[float]]:
+        """Seconds for each run of each round, and until the last one of each round."""
+        each: list[float] = []
+        last: list[float] = []
+        for _ in range(rounds):
+            self._bench.runs.drop()
+            began = order(self)
+            answered = self._bench.all_status(self.runs, _answered)
+            each += [answered[name] - began[name] for name in self.runs]
+            last.append(max(answered.values()) - min(began.values()))
+            lift(self)
+            self._bench.all_status(self.runs, lambda status: status.get("phase") == "Running")
+        return each, last
+
+    def close(self) -> None:
+        self._bench.cluster.kubectl("-n", NAMESPACE, "delete", "etr", "-l", f"bench={LABEL}", "--wait=true")
+
+
+def _answered(status: Status) -> bool:
+    halt = status.get("halt", {})
+    return status.get("phase") == "Halted" and halt.get("acknowledged", 0) >= 1 and not halt.get("missing")
+
+
+def orders(bench: Bench, rounds: int, runs: int) -> None:
+    for count in sorted({1, runs}):
+        group = Orders(bench, count)
+        size = len(group.runs)
+        for title, order, lift in (
+            ("patch", Orders.patch_all, Orders.lift_all),
+            ("broadcast", Orders.broadcast, Orders.lift_broadcast),
+        ):
+            each, last = group.measure(order, lift, rounds)
+            report(f"{title} -> all answers, {size} run(s)", "0.5 s", each)
+            if size > 1:
+                report(f"{title} -> the last of {size} runs", "1 s", last)
+        group.close()
+
+
 PARTS: dict[str, tuple[str, str, Callable[[Bench, int], list[float]]]] = {
     "apply": ("kubectl apply -> pod created", "0.5 s", apply_to_pod),
     "trainer": ("trainer process death -> CR", "0.5 s", trainer_death),
@@ -191,6 +330,7 @@ PARTS: dict[str, tuple[str, str, Callable[[Bench, int], list[float]]]] = {
 def report(name: str, goal: str, took: list[float]) -> None:
     ordered = sorted(took)
     p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+    print(tail(name, [seconds * 1e3 for seconds in took]))
     print(
         f"{name:38} n={len(took):3}  p50 {statistics.median(took) * 1e3:6.0f}  p95 {p95 * 1e3:6.0f}  "
         f"max {ordered[-1] * 1e3:6.0f} ms   goal p95 <= {goal}",
@@ -230,12 +370,16 @@ def prepared() -> Iterator[Bench]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--runs", type=int, default=20, help="of the orders to many")
+    parser.add_argument("--only", default=",".join([*PARTS, ORDERS]), help="parts, separated by commas")
     arguments = parser.parse_args()
     commit = kit.command("git", "rev-parse", "--short", "HEAD").strip()
     print(f"{platform.machine()}, {os.cpu_count()} cores, commit {commit}, one node", flush=True)
     with prepared() as bench:
         for part in arguments.only.split(","):
+            if part == ORDERS:
+                orders(bench, arguments.rounds, arguments.runs)
+                continue
             name, goal, measure = PARTS[part]
             report(name, goal, measure(bench, arguments.rounds))
 

@@ -8,6 +8,7 @@ import atexit
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -72,6 +73,19 @@ def row(name: str, values: Sequence[float], *, unit: str = "ms", goal: str = "",
     )
 
 
+DRAWS = 1000
+TAIL: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+
+
+def tail(name: str, values: Sequence[float], *, unit: str = "ms", goal: str = "", limit: float | None = None) -> str:
+    """n, interquartile range and percentiles up to the greatest of one series, whose p99 is to be at most `limit`."""
+    judged = quantile(values, 0.99)
+    _note(name, values, unit=unit, goal=goal, limit=limit, judged=judged)
+    spread = quantile(values, 0.75) - quantile(values, 0.25)
+    shares = "  ".join(f"{word} {quantile(values, share):7.3f}" for word, share in TAIL.items())
+    return f"  {name:30} n={len(values):5}  {shares}  IQR {spread:6.3f} {unit}{_verdict(judged, limit)}"
+
+
 def ratio(
     name: str, values: Sequence[float], floor: Sequence[float], *, goal: str = "", limit: float | None = None
 ) -> str:
@@ -84,6 +98,26 @@ def ratio(
     median = statistics.median(pairs)
     _note(name, pairs, unit="x", goal=goal, limit=None if uneven else limit, judged=median)
     return f"  {name:30} {median:.3f}x  (IQR {low:.3f} to {high:.3f}){doubt or _verdict(median, limit)}"
+
+
+def difference(
+    name: str,
+    values: Sequence[float],
+    floor: Sequence[float],
+    *,
+    unit: str,
+    goal: str = "",
+    limit: float | None = None,
+) -> str:
+    """Mean of the paired differences with the interval that holds it with 95 % (bootstrapped, the same draws each
+    time). A `limit` is missed when even the interval's lower end is above it: less is not told from chance."""
+    pairs = [value - base for value, base in zip(values, floor, strict=True)]
+    dice = random.Random(len(pairs))
+    means = [statistics.fmean(dice.choices(pairs, k=len(pairs))) for _ in range(DRAWS)]
+    low, high = quantile(means, 0.025), quantile(means, 0.975)
+    _note(name, pairs, unit=unit, goal=goal, limit=limit, judged=low)
+    mean = statistics.fmean(pairs)
+    return f"  {name:30} n={len(pairs):5}  {mean:+.3f} {unit} (95 % {low:+.3f} to {high:+.3f}){_verdict(low, limit)}"
 
 
 def _verdict(judged: float, limit: float | None) -> str:
@@ -102,8 +136,11 @@ def _note(name: str, values: Sequence[float], *, unit: str, goal: str, limit: fl
             "unit": unit,
             "n": len(values),
             "median": statistics.median(values),
+            "p90": quantile(values, 0.90),
             "p95": quantile(values, 0.95),
             "p99": quantile(values, 0.99),
+            "p99.9": quantile(values, 0.999),
+            "max": max(values),
             "q1": quantile(values, 0.25),
             "q3": quantile(values, 0.75),
             "goal": goal,

@@ -1,6 +1,7 @@
 """The chart, rendered by real helm: valid by Kubernetes' own schemas, restricted, no wider than it needs to be."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ VARIANTS: dict[str, list[str]] = {
         "redis.external.username=esper",
         "redis.external.secretName=bus",
     ],
+    "external-redis-in-clear": ["valkey.enabled=false", "redis.external.url=redis://bus.example:6380/0"],
     "no-redis": ["valkey.enabled=false"],
+    "own-certificate": ["valkey.tls.existingSecret=bus-tls", "valkey.existingSecret=bus"],
+    "valkey-in-clear": ["valkey.tls.enabled=false", "redis.perRunUsers=false"],
     "namespaced": ["watchNamespaces={team-a,team-b}", "crds.enabled=false"],
     "everything": [
         "replicaCount=2",
@@ -28,14 +32,28 @@ VARIANTS: dict[str, list[str]] = {
         "podDisruptionBudget.enabled=true",
         "metrics.serviceMonitor.enabled=true",
         "metrics.podMonitor.enabled=true",
+        "metrics.prometheusRule.enabled=true",
+        "metrics.dashboards.enabled=true",
         "faultInjection.enabled=true",
         "imagePullSecrets[0].name=pull",
         "valkey.persistence.enabled=false",
         "extraEnv[0].name=HTTPS_PROXY",
         "extraEnv[0].value=proxy:3128",
+        "nissa.enabled=true",
+        "nissa.otlp.url=http://collector:4318/v1/logs",
+        "nissa.otlp.headersSecretName=token",
+    ],
+    "external-redis-and-nissa": [
+        "valkey.enabled=false",
+        "redis.external.url=rediss://bus.example:6380/0",
+        "redis.external.username=esper",
+        "redis.external.secretName=bus",
+        "nissa.enabled=true",
+        "nissa.otlp.url=https://collector.example/v1/logs",
+        "nissa.existingSecret=nissa-bus",
     ],
 }
-FOREIGN = {"ServiceMonitor", "PodMonitor"}
+FOREIGN = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
 
 pytestmark = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not here")
 
@@ -133,6 +151,11 @@ def test_the_crd_can_be_kept_and_left_out() -> None:
         ("log.format=xml", "format"),
         ("redis.external.url=http://x", "url"),
         ("valkey.replicas=3", "replicas"),
+        ("valkey.tls.enabled=maybe", "enabled"),
+        ("redis.perRunUser=true", "perRunUser"),
+        ("metrics.prometheusRule.runbookBaseUrl=docs", "runbookBaseUrl"),
+        ("metrics.podMonitor.sampleLimit=10", "sampleLimit"),
+        ("metrics.dashboard.enabled=true", "dashboard"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(value: str, words: str) -> None:
@@ -152,10 +175,74 @@ def test_the_operator_accepts_what_the_chart_sets(tmp_path: Path) -> None:
     from esper_operator.settings import OperatorSettings
 
     (tmp_path / "password").write_text("secret")
+    (tmp_path / "ca.crt").write_text("authority")
     (deployment,) = [d for d in render() if d["kind"] == "Deployment"]
     entries = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     environ = {e["name"]: e.get("value", "here").replace("/etc/esper/bus", str(tmp_path)) for e in entries}
     settings = OperatorSettings.from_environ(environ)
-    assert settings.bus_url == "redis://esper-valkey.esper-system.svc:6379/0"
-    assert settings.core(b"s" * 32).bus_password == "secret"
+    assert settings.bus_url == "rediss://esper-valkey.esper-system.svc:6379/0"
+    assert settings.bus_username == "operator"
+    core = settings.core(b"s" * 32, 1)
+    assert (core.bus_password, core.bus_ca, core.bus_per_run_users) == ("secret", "authority", True)
     assert settings.sidecar_image.startswith("esper/sidecar:")
+
+
+# Observability
+
+
+def test_pods_are_scraped_with_the_labels_that_rules_and_dashboards_expect() -> None:
+    """The Kubernetes labels are those that the operator sets on pods, in Prometheus' spelling."""
+    from esper_leyline import labels, ports
+
+    (monitor,) = [d for d in render("metrics.podMonitor.enabled=true") if d["kind"] == "PodMonitor"]
+    spelled = {
+        name: "__meta_kubernetes_pod_label_" + re.sub(r"[^a-zA-Z0-9_]", "_", label)
+        for name, label in (("run", labels.RUN), ("attempt", labels.ATTEMPT), ("rank", labels.COMPLETION_INDEX))
+    }
+    endpoints = monitor["spec"]["podMetricsEndpoints"]
+    assert {e["portNumber"] for e in endpoints} == {
+        ports.WEATHERLIGHT_HTTP, ports.KASMINA_HTTP, ports.TAMIYO_HTTP, ports.TOLARIA_HTTP,
+    }  # fmt: skip
+    for endpoint in endpoints:
+        assert {r["targetLabel"]: r["sourceLabels"] for r in endpoint["relabelings"]} == {
+            name: [label] for name, label in spelled.items()
+        }
+    assert monitor["spec"]["sampleLimit"] >= 1000
+    assert monitor["spec"]["labelLimit"]
+
+
+def test_every_group_of_rules_is_a_prometheus_rule() -> None:
+    found = [d for d in render("metrics.prometheusRule.enabled=true") if d["kind"] == "PrometheusRule"]
+    files = sorted((CHART / "rules").glob("*.yaml"))
+    assert [d["spec"] for d in found] == [yaml.safe_load(path.read_text()) for path in files]
+    assert len({d["metadata"]["name"] for d in found}) == len(files) >= 6
+    assert not [d for d in render() if d["kind"] == "PrometheusRule"]
+
+
+def test_links_of_alerts_lead_to_the_repository_that_is_named() -> None:
+    base = "https://code.example/esper/blob/v1"
+    values = ("metrics.prometheusRule.enabled=true", f"metrics.prometheusRule.runbookBaseUrl={base}/")
+    rules = [
+        rule
+        for document in render(*values)
+        if document["kind"] == "PrometheusRule"
+        for group in document["spec"]["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    for rule in rules:
+        address = rule["annotations"]["runbook_url"]
+        assert address == f"{base}/docs/reference/alerts.md#{rule['alert'].lower()}"
+    assert rules
+
+
+def test_dashboards_are_what_grafana_s_sidecar_looks_for() -> None:
+    documents = render("metrics.dashboards.enabled=true", "metrics.dashboards.labels.team=ml")
+    found = [d for d in documents if "grafana_dashboard" in d["metadata"].get("labels", {})]
+    assert {d["kind"] for d in found} == {"ConfigMap"}
+    assert {d["metadata"]["labels"]["grafana_dashboard"] for d in found} == {"1"}
+    assert {d["metadata"]["labels"]["team"] for d in found} == {"ml"}
+    given = {name: json.loads(text) for d in found for name, text in d["data"].items()}
+    assert given == {path.name: json.loads(path.read_text()) for path in (CHART / "dashboards").glob("*.json")}
+    assert {d["uid"] for d in given.values()} == {"esper-overview", "esper-run"}
+    assert not [d for d in render() if "grafana_dashboard" in d["metadata"].get("labels", {})]

@@ -82,7 +82,7 @@ class Cluster:
         for key, image in images.items():
             repository, tag = image.rsplit(":", 1)
             values += ["--set", f"{key}.repository={repository}", "--set-string", f"{key}.tag={tag}"]
-        return [*values, "--set", "faultInjection.enabled=true"]
+        return [*values, "--set", "faultInjection.enabled=true", "--set", "valkey.maxMemory=24mb"]
 
     def install(self, *extra: str) -> None:
         chart = str(ROOT / "charts/esper")
@@ -238,6 +238,14 @@ class RunHandle:
         listed = json.loads(self.kubectl("get", "events.events.k8s.io", "-o", "json"))["items"]
         return [e for e in listed if e.get("regarding", {}).get("name") == self.name]
 
+    def wait_event(self, reason: str, timeout_s: float = 30) -> dict[str, Any]:
+        """The first Event of that reason; Events are written after the status that they explain."""
+
+        def seen() -> dict[str, Any] | None:
+            return next((event for event in self.events() if event["reason"] == reason), None)
+
+        return until(f"Event {reason} of {self.name}", seen, timeout_s=timeout_s)
+
     def condition(self, kind: str) -> dict[str, Any]:
         return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
 
@@ -302,6 +310,12 @@ def redis_away(cluster: Cluster) -> Iterator[None]:
     finally:
         cluster.kubectl("scale", "--replicas=1", *workload)
         cluster.kubectl("-n", SYSTEM, "rollout", "status", "statefulset/esper-valkey", "--timeout=90s")
+
+
+def node(cluster: Cluster, script: str, *, check: bool = True) -> str:
+    """A shell command on the node of a cluster of ours, as root, who sees the processes of all containers."""
+    assert cluster.own
+    return command("docker", "exec", f"{NAME}-control-plane", "sh", "-c", script, check=check)
 
 
 def kill_operator(cluster: Cluster) -> None:

@@ -111,6 +111,7 @@ def test_a_flipped_bit_is_found_and_named(start: Start) -> None:
     run.patch({"emergencyStop": "None"})
     status = run.wait("training again", lambda s: s["phase"] == "Running" and s["attempt"] == 2, 180)
     assert status["lastRecovery"]["toStep"] < int(newest)
+    run.wait_event("CheckpointCorrupt")
     notes = [e["note"] for e in run.events() if e["reason"] == "CheckpointCorrupt"]
     assert any(bad in note for note in notes), notes
 
@@ -119,7 +120,8 @@ def test_forged_signals_are_ignored_and_counted(start: Start, release: kit.Clust
     run = start("examples/digits.yaml", name="forged", runtime=LONG)
     run.wait_phase("Running", timeout_s=120)
     uid = run.get()["metadata"]["uid"]
-    valkey = f'REDISCLI_AUTH="$(cat /etc/valkey-auth/password)" valkey-cli XADD esper.signals.{uid} "*" e garbage'
+    login = 'REDISCLI_AUTH="$(cat /etc/valkey-auth/password)" valkey-cli --user operator'
+    valkey = f'{login} --tls --cacert /etc/valkey-tls/ca.crt XADD oona.signals.{uid} "*" e garbage'
     release.kubectl("-n", kit.SYSTEM, "exec", "esper-valkey-0", "--", "sh", "-c", valkey)
 
     def rejected() -> list[str]:

@@ -81,10 +81,10 @@ def test_a_run_created_halted_starts_halted(start: Start) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_broadcast_stops_the_runs_it_names(start: Start, release: kit.Cluster) -> None:
-    run = begin(start, "vision")
-    run.kubectl("label", "etr", run.name, "team=vision")
-    other = start("examples/digits.yaml", name="text", runtime=LONG, workers=SMALL)
-    other.wait_phase("Running", timeout_s=120)
+    named = [begin(start, name) for name in ("vision", "sight")]
+    for run in named:
+        run.kubectl("label", "etr", run.name, "team=vision")
+    other = begin(start, "text")
     broadcast = yaml.safe_dump(
         {
             "apiVersion": "v1",
@@ -98,9 +98,12 @@ def test_a_broadcast_stops_the_runs_it_names(start: Start, release: kit.Cluster)
     )
     release.kubectl("apply", "-f", "-", stdin=broadcast)
     try:
-        status = run.wait_phase("Halted", timeout_s=30)
-        assert status["halt"]["source"] == "Broadcast"
-        assert other.phase() == "Running"
+        for run in named:
+            halt = run.wait_phase("Halted", timeout_s=30)["halt"]
+            assert (halt["source"], halt["mode"], halt["acknowledged"]) == ("Broadcast", "Freeze", 1)
+        step = other.status["progress"]["step"]
+        assert other.wait("its steps", lambda s: s["progress"]["step"] > step, 60)["phase"] == "Running"
     finally:
         release.kubectl("-n", kit.SYSTEM, "delete", "configmap", "esper-emergency")
-    run.wait_phase("Running", timeout_s=30)
+    for run in named:
+        run.wait_phase("Running", timeout_s=30)

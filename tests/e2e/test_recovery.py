@@ -81,14 +81,14 @@ def test_a_full_volume_stops_no_training_and_is_seen(start: Start, release: kit.
             checkpoint={"storage": {"claimTemplate": None, "claimName": "small"}, "periodSeconds": 2},
         )
         run.wait("a checkpoint", lambda s: s.get("checkpoint", {}).get("latestVerifiedStep", 0) > 0, 240)
-        node(release, f"dd if=/dev/zero of={directory}/ballast bs=1M count=200 2>/dev/null || true")
+        kit.node(release, f"dd if=/dev/zero of={directory}/ballast bs=1M count=200 2>/dev/null || true")
         status = run.wait("the failure to be seen", lambda s: s.get("checkpoint", {}).get("lastError"), 60)
         assert "No space left" in status["checkpoint"]["lastError"]
-        assert any(event["reason"] == "CheckpointVolumeFull" for event in run.events())
+        run.wait_event("CheckpointVolumeFull")
         assert run.condition("Healthy")["status"] == "False"
         kept, step = status["checkpoint"]["latestVerifiedStep"], status["progress"]["step"]
         run.wait("steps although nothing can be saved", lambda s: s["progress"]["step"] > step + 20, 60)
-        node(release, f"rm {directory}/ballast")
+        kit.node(release, f"rm {directory}/ballast")
         status = run.wait("a newer checkpoint", lambda s: s["checkpoint"]["latestVerifiedStep"] > kept, 120)
         assert not status["checkpoint"].get("lastError")
         run.kubectl("delete", "etr", run.name, "--wait=true", timeout_s=180)
@@ -98,7 +98,9 @@ def test_a_full_volume_stops_no_training_and_is_seen(start: Start, release: kit.
 def small_volume(release: kit.Cluster, namespace: str, name: str, *, megabytes: int) -> Iterator[str]:
     """A PersistentVolume of so many megabytes on the node, and a claim for it; its directory on the node."""
     directory = f"/var/esper-e2e/{namespace}"
-    node(release, f"mkdir -p {directory} && mount -t tmpfs -o size={megabytes}m,mode=2770,gid={GID} tmpfs {directory}")
+    kit.node(
+        release, f"mkdir -p {directory} && mount -t tmpfs -o size={megabytes}m,mode=2770,gid={GID} tmpfs {directory}"
+    )
     size = f"{megabytes}Mi"
     spec: dict[str, Any] = {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeMode": "Filesystem"}
     volume = {
@@ -126,11 +128,7 @@ def small_volume(release: kit.Cluster, namespace: str, name: str, *, megabytes: 
     finally:
         release.kubectl("-n", namespace, "delete", "pvc", name, "--wait=false", check=False)
         release.kubectl("delete", "pv", volume["metadata"]["name"], "--wait=false", check=False)
-        node(release, f"umount -l {directory}", check=False)
-
-
-def node(release: kit.Cluster, script: str, *, check: bool = True) -> str:
-    return kit.command("docker", "exec", f"{kit.NAME}-control-plane", "sh", "-c", script, check=check)
+        kit.node(release, f"umount -l {directory}", check=False)
 
 
 def test_a_new_run_goes_on_from_another_runs_checkpoint(start: Start) -> None:

@@ -43,6 +43,7 @@ def test_a_run_trains_survives_halts_and_resumes(start: Start, tmp_path: Path) -
     assert recovery["toStep"] < recovery["fromStep"]
     assert recovery["recoverMilliseconds"] < 1000
     assert run.condition("RolledBack")["status"] == "True"
+    run.wait_event("RolledBack")
     rolled_back = [e for e in run.events() if e["reason"] == "RolledBack"]
     assert len(rolled_back) == 1
 

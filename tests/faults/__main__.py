@@ -15,11 +15,12 @@ from tests.faults.corrupt import Corrupt
 from tests.faults.drains import Drains
 from tests.faults.kills import Kills
 from tests.faults.nonfinite import NonFinite
+from tests.faults.redis_kills import Redis
 from tests.faults.volumes import Volumes
 
 
 def campaigns() -> Sequence[Campaign]:
-    return (Kills(), Corrupt(), NonFinite(), Drains(), Volumes(), Clocks())
+    return (Kills(), Corrupt(), NonFinite(), Drains(), Volumes(), Clocks(), Redis())
 
 
 def main() -> int:

@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 from esper_runtime.checkpoint import GenerationData, NoValidCheckpointError, Store, Wal
 from esper_runtime.checkpoint.errors import CorruptFileError
+from esper_runtime.checkpoint.shards import MAX_FILE_BYTES
 from esper_runtime.checkpoint.wal import Kind, WalError, WalState
 
 UID = "corrupt-run"
 GENERATIONS = 3
 RECORDS = 12
 PER_SHOT = 50
+LIMITS = (MAX_FILE_BYTES, 6000)
+"""Of a file, in turn: groups in one file, and groups of two tensors in two."""
 
 Damage = Callable[[random.Random, bytes, bytes], bytes]
 """(dice, content, another file's content) -> damaged content."""
@@ -53,6 +56,28 @@ def extend(dice: random.Random, content: bytes, _: bytes) -> bytes:
 DAMAGES: dict[str, Damage] = {f.__name__: f for f in (flip, truncate, zero, tear, swap, extend)}
 
 
+def lose(_: random.Random, target: Path) -> None:
+    target.unlink()
+
+
+def exchange(dice: random.Random, target: Path) -> None:
+    """With another file of the same checkpoint."""
+    other = dice.choice(sorted(path for path in target.parent.iterdir() if path != target))
+    aside = target.rename(target.with_name("aside"))
+    other.rename(target)
+    aside.rename(other)
+
+
+def add(dice: random.Random, target: Path) -> None:
+    """A file of tensors that the manifest does not know."""
+    source = target.with_name(dice.choice(sorted(path.name for path in target.parent.glob("*.safetensors"))))
+    group = source.name.partition("-")[0].removesuffix(".safetensors")
+    shutil.copy(source, target.with_name(f"{group}-00003-of-0000{dice.choice((2, 3))}.safetensors"))
+
+
+MIXED: dict[str, Callable[[random.Random, Path], None]] = {f.__name__: f for f in (lose, exchange, add)}
+
+
 class Corrupt:
     name = "corrupt"
     goal = 10_000
@@ -77,7 +102,7 @@ class Corrupt:
 def make(root: Path, seed: int) -> list[torch.Tensor]:
     """A run with some generations and a log; the weights by generation."""
     root.mkdir()
-    store = Store(root, run_uid=UID, attempt=1)
+    store = Store(root, run_uid=UID, attempt=1, max_file_bytes=LIMITS[seed % len(LIMITS)])
     store.prepare()
     generator = torch.Generator().manual_seed(seed)
     weights = []
@@ -88,7 +113,11 @@ def make(root: Path, seed: int) -> list[torch.Tensor]:
             GenerationData(
                 epoch=1,
                 step=step,
-                tensors={"model": {"weight": weight}, "optimizer": {"moment": weight * 2}, "aux": {}},
+                tensors={
+                    "model": {"bias": weight[0].clone(), "weight": weight},
+                    "optimizer": {"moment": weight * 2, "other": weight * 3},
+                    "aux": {},
+                },
                 state={"step": step},
                 metrics={"loss": 1.0 / step},
             )
@@ -105,14 +134,17 @@ def damage_checkpoint(dice: random.Random, root: Path, weights: list[torch.Tenso
     generations = sorted((root / UID / "a00001").glob("gen-*"))
     newest, other = generations[-1], dice.choice(generations[:-1])
     target = newest / dice.choice(sorted(path.name for path in newest.iterdir()))
-    name = dice.choice(sorted(DAMAGES))
-    before = target.read_bytes()
-    after = DAMAGES[name](dice, before, (other / target.name).read_bytes())
-    if after == before:  # zeros were zeroed, or a file equals its neighbour
-        target.unlink()
-        name = "missing"
+    name = dice.choice(sorted([*DAMAGES, *MIXED]))
+    if name in MIXED:
+        MIXED[name](dice, target)
     else:
-        target.write_bytes(after)
+        before = target.read_bytes()
+        after = DAMAGES[name](dice, before, (other / target.name).read_bytes())
+        if after == before:  # zeros were zeroed, or a file equals its neighbour
+            target.unlink()
+            name = "missing"
+        else:
+            target.write_bytes(after)
     store = Store(root, run_uid=UID, attempt=2)
     store.prepare()
     try:
@@ -122,7 +154,9 @@ def damage_checkpoint(dice: random.Random, root: Path, weights: list[torch.Tenso
     assert loaded is not None
     assert loaded.step == GENERATIONS - 1, f"{name} of {target.name}: step {loaded.step} was loaded"
     right = weights[GENERATIONS - 2]
-    same = loaded.tensors["model"]["weight"].equal(right) and loaded.tensors["optimizer"]["moment"].equal(right * 2)
+    model, moments = loaded.tensors["model"], loaded.tensors["optimizer"]
+    same = model["weight"].equal(right) and model["bias"].equal(right[0])
+    same = same and moments["moment"].equal(right * 2) and moments["other"].equal(right * 3)
     assert same, f"{name} of {target.name}: wrong weights were loaded"
     assert any(newest.name in corrupt for corrupt in loaded.corrupt), f"{name} of {target.name} is not named"
     return f"checkpoint {name}"

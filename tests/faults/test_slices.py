@@ -12,6 +12,7 @@ from tests.faults.corrupt import Corrupt
 from tests.faults.drains import Drains
 from tests.faults.kills import Kills
 from tests.faults.nonfinite import NonFinite
+from tests.faults.redis_kills import Redis
 from tests.faults.volumes import Volumes
 
 pytestmark = pytest.mark.timeout(300)
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.timeout(300)
         pytest.param(Drains(), 1, 1, marks=pytest.mark.row("T18")),
         pytest.param(Volumes(), 1, 1, marks=pytest.mark.row("T17")),
         pytest.param(Clocks(), 1, 5),
+        pytest.param(Redis(faults_per_shot=4), 1, 4),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else None,
 )

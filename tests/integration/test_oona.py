@@ -81,6 +81,18 @@ async def test_reports_are_read_from_a_position_on_and_then_as_they_come(oona):
         assert text(await asyncio.wait_for(following, PATIENT_S)) == "3"
 
 
+async def test_signals_to_many_runs_go_together_and_one_that_redis_refuses_holds_up_no_other(oona, server):
+    async with Redis.from_url(server.url) as admin:
+        await admin.set(signals("b").name, "no stream")
+    outcomes = await oona.publish_signals({uid: envelope(uid, CRITICAL) for uid in ("a", "b", "c")})
+    assert [outcome.status for outcome in outcomes.values()] == [Status.PUBLISHED, Status.REFUSED, Status.PUBLISHED]
+    assert "WRONGTYPE" in outcomes["b"].detail
+    for uid in ("a", "c"):
+        newest = await oona.last(signals(uid))
+        assert newest is not None
+        assert newest.id == outcomes[uid].entry_id
+
+
 async def test_signals_begin_with_the_newest_one(oona):
     for n in range(3):
         await oona.publish_signal("uid", envelope(str(n), CRITICAL))

@@ -16,7 +16,7 @@ from esper_leyline.v1.report_pb2 import Notice, RuntimePhase
 from esper_runtime.weatherlight.emergency import FILE_EVERY_S
 
 from tests.support.redis_server import RedisServer
-from tests.support.waiting import PATIENT_S, until
+from tests.support.waiting import until
 from tests.support.weatherlight import (
     RUNNING,
     UID,
@@ -164,6 +164,7 @@ async def test_heartbeats_on_the_page_become_progress(pod, received):
     assert 0 <= report.heartbeat_age_ms <= (time.monotonic() - began) * 1000
 
 
+@pytest.mark.row("K62")
 async def test_a_signal_by_redis_is_on_the_page_and_the_supervisor_is_poked(pod, redis):
     supervisor = Supervisor(pod)
     async with client(redis) as oona:
@@ -174,6 +175,7 @@ async def test_a_signal_by_redis_is_on_the_page_and_the_supervisor_is_poked(pod,
     supervisor.close()
 
 
+@pytest.mark.row("K62")
 async def test_a_signal_by_the_mounted_file_needs_no_redis(make_pod):
     pod = make_pod()
     await until(pod.ready)
@@ -215,6 +217,7 @@ async def test_signals_sent_before_the_pod_existed_are_not_missed(redis, make_po
     assert (await until(by_file.emergency)).seq == 4
 
 
+@pytest.mark.row("K62")
 async def test_both_legs_bring_one_signal(pod, redis):
     envelope = sealed(signal_message(1))
     async with client(redis) as oona:
@@ -231,6 +234,7 @@ async def test_both_legs_bring_one_signal(pod, redis):
     assert await pod.metric('esper_weatherlight_signal_lag_seconds_count{leg="configmap"}') == 1
 
 
+@pytest.mark.row("T07")
 async def test_forged_and_replayed_signals_are_ignored_counted_and_told(pod, redis, received):
     begin(pod)
     forger = SigningKey.derive(b"z" * 32, UID, Role.OPERATOR)
@@ -407,14 +411,3 @@ async def test_many_instances_live_side_by_side(redis, make_pod):
         await oona.publish_signal(UID, sealed(signal_message(1)))
     for pod in pods:
         await until(pod.emergency)
-
-
-async def test_a_missing_key_ends_the_container_with_a_remedy(tmp_path):
-    pod = PodFiles(tmp_path / "pod")
-    (pod.root / "keys" / "report.key").unlink()
-    pod.start()
-    try:
-        assert await asyncio.to_thread(pod.process.wait, PATIENT_S) == 78
-        assert "report.key cannot be read" in pod.log()
-    finally:
-        pod.close()

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -13,10 +15,12 @@ def run(*command: str, cwd: Path = ROOT) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.row("T28")
 def test_generated_files_are_current() -> None:
     run(sys.executable, "scripts/generate.py", "--check")
 
 
+@pytest.mark.row("T28")
 def test_a_stub_that_lags_behind_its_source_is_named(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "proto", tmp_path / "proto", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")

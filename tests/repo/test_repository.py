@@ -52,6 +52,7 @@ def test_the_runtime_never_unpickles_or_evaluates() -> None:
     assert found == []
 
 
+@pytest.mark.row("K61")
 def test_broad_excepts_are_nowhere() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{handler.lineno}"
@@ -66,6 +67,50 @@ def test_broad_excepts_are_nowhere() -> None:
         and "# broad:" not in path.read_text().splitlines()[handler.lineno - 1]
     ]
     assert found == [], "catch what can be mended, or say why on the line: `# broad: <reason>`"
+
+
+@pytest.mark.row("K61")
+def test_nothing_suppresses_whatever_comes() -> None:
+    broad = {"Exception", "BaseException"}
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path in python_files(*SOURCES)
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).endswith("suppress")
+        and broad & {ast.unparse(argument) for argument in call.args}
+    ]
+    assert found == []
+
+
+@pytest.mark.row("K61")
+def test_an_error_that_leads_to_nothing_says_why() -> None:
+    """On the line of the handler, or of its `pass`."""
+    found = []
+    for path in python_files(*SOURCES):
+        text = path.read_text()
+        lines = text.splitlines()
+        found += [
+            f"{path.relative_to(ROOT)}:{handler.lineno}"
+            for handler in ast.walk(ast.parse(text))
+            if isinstance(handler, ast.ExceptHandler)
+            and all(isinstance(inner, ast.Pass) for inner in handler.body)
+            and not any("#" in line for line in lines[handler.lineno - 1 : handler.body[-1].end_lineno])
+        ]
+    assert found == []
+
+
+@pytest.mark.row("K61")
+def test_there_is_one_path_and_no_adapter_for_an_older_one() -> None:
+    """No code asks which version of a message it has, nor whether a library is there that it depends on."""
+    found = []
+    for path in python_files(*SOURCES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Try) and any(isinstance(part, ast.Import | ast.ImportFrom) for part in node.body):
+                caught = " ".join(ast.unparse(h.type) for h in node.handlers if h.type is not None)
+                if "ImportError" in caught or "ModuleNotFoundError" in caught:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
 
 
 def enums(*roots: Path) -> Iterator[tuple[str, str, frozenset[str]]]:
@@ -83,6 +128,7 @@ def enums(*roots: Path) -> Iterator[tuple[str, str, frozenset[str]]]:
                 yield str(path.relative_to(ROOT)), node.name, frozenset(values)
 
 
+@pytest.mark.row("K15", "T28")
 def test_no_enum_mirrors_one_of_leyline() -> None:
     """Two lists of the same words drift apart; what stays inside one module is its own business."""
     shared = list(enums(ROOT / "proto/src"))

@@ -15,6 +15,15 @@ ITEM_SIZES = {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 
+TINY = 4096
+"""A limit under which each tensor of training_state has a file of its own."""
+SPLIT_FILES = (
+    "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors",
+    "optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors", "aux.safetensors", "state.json",
+    "manifest.json",
+)  # fmt: skip
+"""Of training_state under that limit."""
+
 
 def training_state(step: int, *, elements: int = 1000, metrics: dict[str, float] | None = None) -> GenerationData:
     """A state in which every byte depends on `step`."""

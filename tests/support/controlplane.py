@@ -291,6 +291,7 @@ def _manager_options(plane: ControlPlane, port: int) -> list[str]:
     return [
         f"--kubeconfig={plane.kubeconfig}", "--bind-address=127.0.0.1", f"--secure-port={port}",
         f"--cert-dir={pki / 'manager'}", "--leader-elect=false", "--use-service-account-credentials",
+        "--kube-api-qps=500", "--kube-api-burst=500",  # else it makes a pod or two a second
         f"--service-account-private-key-file={pki / 'service-accounts.key'}", f"--root-ca-file={plane.ca_file}",
     ]  # fmt: skip
 

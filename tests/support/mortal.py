@@ -1,4 +1,4 @@
-"""A process behind tests/support/shim.c that dies at a chosen call: `python -m tests.support.mortal`.
+"""A process behind tests/support/shim.c that dies at a chosen call: `python -m tests.support.mortal [FILE LIMIT]`.
 
 torch is imported once. Each line on standard input ("<root> <point>") forks a child that starts on the volume, saves
 steps 30 and 40, and is killed at that point; 0 never kills. The answer is "killed" or "ended <points passed>".
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from esper_leyline.runconfig import Retention
 from esper_runtime.checkpoint import Store, Wal
+from esper_runtime.checkpoint.shards import MAX_FILE_BYTES
 
 from tests.support.checkpoints import training_state
 
@@ -20,8 +21,9 @@ ELEMENTS = 20_000
 """240 kB: past the page cache, in one chunk."""
 
 
-def start(root: Path, *, keep_latest: int = 1) -> tuple[Store, Wal]:
-    store = Store(root, run_uid=UID, attempt=1, retention=Retention(keep_latest=keep_latest, keep_best=0))
+def start(root: Path, *, keep_latest: int = 1, limit: int = MAX_FILE_BYTES) -> tuple[Store, Wal]:
+    retention = Retention(keep_latest=keep_latest, keep_best=0)
+    store = Store(root, run_uid=UID, attempt=1, retention=retention, max_file_bytes=limit)
     store.prepare()
     wal = Wal(store.volume.wal_file)
     wal.replay()
@@ -29,10 +31,10 @@ def start(root: Path, *, keep_latest: int = 1) -> tuple[Store, Wal]:
     return store, wal
 
 
-def live(root: Path, point: int) -> int:
+def live(root: Path, point: int, limit: int) -> int:
     shim = ctypes.CDLL(None)
     shim.shim_arm(ctypes.c_long(point))
-    store, wal = start(root)
+    store, wal = start(root, limit=limit)
     for step in (30, 40):
         store.save(training_state(step, elements=ELEMENTS))
     wal.close()
@@ -42,12 +44,13 @@ def live(root: Path, point: int) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
+    limit = int(sys.argv[1]) if len(sys.argv) > 1 else MAX_FILE_BYTES
     for line in sys.stdin:
         root, point = line.split()
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(writer, str(live(Path(root), int(point))).encode())
+            os.write(writer, str(live(Path(root), int(point), limit)).encode())
             os._exit(0)
         os.close(writer)
         _, status = os.waitpid(child, 0)

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+from esper_leyline.events import Level, RunEvent
 from esper_runtime.tolaria.telemetry import Events
 
 
@@ -12,7 +13,15 @@ class Notices:
         self.told: list[tuple[str, str]] = []
         """(reason, message)."""
 
-    def notice(self, reason: str, message: str, *, warning: bool = False) -> None:
+    def notice(
+        self,
+        reason: str,
+        message: str,
+        *,
+        warning: bool = False,
+        name: RunEvent | None = None,
+        level: Level | None = None,
+    ) -> None:
         self.told.append((str(reason), message))
 
     def degradation(self, component: str, *, degraded: bool, reason: str, message: str) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import base64
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -146,11 +146,11 @@ class World:
         finally:
             await running.cancel()
 
-    async def publish(self, _uid: str, envelope: BusEnvelope) -> Outcome:
+    async def publish(self, envelopes: Mapping[str, BusEnvelope]) -> dict[str, Outcome]:
         if not self.bus_up:
-            return Outcome(status=Status.UNAVAILABLE, detail="down")
-        self.sent.append(EmergencySignal.FromString(envelope.payload))
-        return Outcome(status=Status.PUBLISHED)
+            return dict.fromkeys(envelopes, Outcome(status=Status.UNAVAILABLE, detail="down"))
+        self.sent += [EmergencySignal.FromString(envelope.payload) for envelope in envelopes.values()]
+        return dict.fromkeys(envelopes, Outcome(status=Status.PUBLISHED))
 
     async def entries(self) -> AsyncIterator[Entry]:
         position = 0
@@ -320,7 +320,7 @@ class Running:
 
     async def _work(self) -> None:
         await self.operator.wait_warm()
-        await self.operator.workers.run()
+        await self.operator.lead()
 
     async def _read(self, world: World) -> None:
         await self.operator.loaded.wait()

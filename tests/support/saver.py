@@ -1,4 +1,4 @@
-"""Processes that save checkpoints until they are killed: `python -m tests.support.saver ROOT`.
+"""Processes that save checkpoints until they are killed: `python -m tests.support.saver ROOT FILE_LIMIT`.
 
 torch is imported once. Each line on standard input ("<elements>") forks a child that restores, says "restored <step>
 <pid>", then saves without end and says "saved <step>" after each commit.
@@ -16,8 +16,8 @@ from esper_runtime.checkpoint import Store
 from tests.support.checkpoints import same_tensors, training_state
 
 
-def save_forever(root: Path, elements: int) -> None:
-    store = Store(root, run_uid="uid-1", attempt=1, retention=Retention(keep_latest=2))
+def save_forever(root: Path, limit: int, elements: int) -> None:
+    store = Store(root, run_uid="uid-1", attempt=1, retention=Retention(keep_latest=2), max_file_bytes=limit)
     store.prepare()
     loaded = store.load_newest()
     step = 0
@@ -41,7 +41,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     for line in sys.stdin:
         if os.fork() == 0:
-            save_forever(Path(sys.argv[1]), int(line))
+            save_forever(Path(sys.argv[1]), int(sys.argv[2]), int(line))
 
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ class Sidecars:
         return {
             **os.environ,
             env.RUN_UID: self.run_uid,
+            env.ATTEMPT: "1",
             env.RUN_DIR: str(self.run_dir),
             env.KEYS_DIR: str(self.directory / "keys" / name),
             env.HTTP_PORT: "0",

@@ -32,11 +32,15 @@ from esper_operator.kube.api import CONFIG_MAPS, PODS, Object, Resource
 from esper_operator.kube.client import RestApi
 from esper_operator.kube.errors import KubeError, NotFound
 from esper_operator.kube.informer import Informer
+from esper_operator.model import RunKey
+from esper_operator.queue import WorkQueue
 from esper_runtime.weatherlight.signals import Accepted, Rejected, SignalGate
 
 from tests.support.simulatedtrainer import Trainer, Training
 
 NODE = "simulated"
+HANDS = 16
+"""Pods that are seen to at a time, as by the kubelets of many nodes."""
 _addresses = (f"127.{os.getpid() % 250 + 2}.{n // 250 % 250}.{n % 250 + 2}" for n in itertools.count())
 """Each pod listens at an address of its own, other test processes at others."""
 
@@ -59,12 +63,24 @@ class SimulatedNode:
     """Runs every pod of one namespace. `api` speaks to the server as its administrator."""
 
     def __init__(
-        self, api: RestApi, namespace: str, *, seed: bytes, redis_url: str = "", step_s: float = 0.1, serve: bool = True
+        self,
+        api: RestApi,
+        namespace: str,
+        *,
+        seed: bytes,
+        redis_url: str = "",
+        step_s: float = 0.1,
+        redis_timeout_s: float = 0.3,
+        redis_block_s: float = 1.0,
+        serve: bool = True,
     ) -> None:
         self.api = api
         self.namespace = namespace
         self.step_s = step_s
+        self.redis_timeout_s, self.redis_block_s = redis_timeout_s, redis_block_s
         self.signals_seen: list[EmergencySignal] = []
+        self.arrivals: dict[tuple[str, str], float] = {}
+        """When a run's pods first had a signal by each leg, by the monotonic clock; for who measures to clear."""
         self._seed = seed
         self._redis_url = redis_url
         self._serve = serve
@@ -73,26 +89,33 @@ class SimulatedNode:
         self._trainings: dict[str, Training] = {}
         self._pods: dict[str, _Pod] = {}
         self._outbox: asyncio.Queue[BusEnvelope] = asyncio.Queue()
-        self._dirty: asyncio.Queue[str] = asyncio.Queue()
+        self._of_run: dict[str, set[str]] = {}
+        self._dirty: WorkQueue[tuple[RunKey, str]] = WorkQueue()
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> Self:
         if self._redis_url:
-            self._oona = await self._stack.enter_async_context(Oona(OonaConfig(url=self._redis_url, timeout_s=0.3)))
+            config = OonaConfig(url=self._redis_url, timeout_s=self.redis_timeout_s, block_s=self.redis_block_s)
+            self._oona = await self._stack.enter_async_context(Oona(config))
             self._spawn(self._publish())
         self.informer: Informer[Object] = Informer(
-            self.api, PODS, project=lambda raw: raw, on_change=lambda _: self._look(), namespaces=(self.namespace,)
+            self.api, PODS, project=lambda raw: raw, on_change=self._look, namespaces=(self.namespace,)
         )
         self._spawn(self.informer.run())
-        self._spawn(self._work())
+        for _ in range(HANDS):
+            self._spawn(self._work())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        await self._stack.aclose()
+
+    async def stop(self) -> None:
+        """All that the node and its pods do."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._stack.aclose()
 
     # --- what tests do ---
 
@@ -168,19 +191,23 @@ class SimulatedNode:
 
     # --- the kubelet ---
 
-    def _look(self) -> None:
-        for name in {entry.name for entry in self.informer.entries()} | self._pods.keys():
-            self._dirty.put_nowait(name)
+    def _look(self, run: RunKey | None) -> None:
+        if run is not None:
+            for name in {entry.name for entry in self.informer.of(run)} | self._of_run.get(run.name, set()):
+                self._dirty.add((run, name))
 
     async def _work(self) -> None:
         while True:
-            name = await self._dirty.get()
-            raw = next((e.value for e in self.informer.entries() if e.name == name), None)
+            run, name = key = await self._dirty.get()
+            raw = next((e.value for e in self.informer.of(run) if e.name == name), None)
             try:
                 await self._sync(name, raw)
             except KubeError:
-                self._dirty.put_nowait(name)
-                await asyncio.sleep(0.05)
+                self._dirty.retry(key)
+            else:
+                self._dirty.succeeded(key)
+            finally:
+                self._dirty.done(key)
 
     async def _sync(self, name: str, raw: Object | None) -> None:
         known = self._pods.get(name)
@@ -190,40 +217,48 @@ class SimulatedNode:
         metadata = raw["metadata"]
         if "deletionTimestamp" in metadata:
             await self._terminate(name, metadata["uid"])
-        elif known is None and not raw["spec"].get("nodeName"):
-            await self._bind(name, raw)
+        elif known is None and raw["spec"].get("nodeName", NODE) == NODE:
+            await self._take(name, raw)
         elif known is not None:
             touch = (metadata.get("annotations") or {}).get(labels.SIGNAL, "")
             if touch and touch != known.touched:
+                mounted = await self._mounted(known.trainer.run_name)
                 known.touched = touch
-                await self._refresh_mount(known)
+                if mounted is not None:
+                    self._receive(known, mounted, "configmap")
 
-    async def _bind(self, name: str, raw: Object) -> None:
+    async def _take(self, name: str, raw: Object) -> None:
+        """Begins anew after a request that failed, or whose answer was lost."""
         marks = raw["metadata"]["labels"]
         uid = marks[labels.RUN_UID]
+        if "nodeName" not in raw["spec"]:
+            await self._bind(name)
+        mounted = await self._mounted(marks[labels.RUN])
         if uid not in self._trainings:
             self._trainings[uid] = Training(**self._plans.get(marks[labels.RUN], {}))
+        trainer = Trainer(self, raw, key_seed=self._seed, step_s=self.step_s)
+        operator = SigningKey.derive(self._seed, uid, Role.OPERATOR)
+        verifier = Verifier.from_text(operator.public_text())
+        gate = SignalGate(run_uid=uid, attempt=trainer.attempt, verifier=verifier)
+        known = self._pods[name] = _Pod(raw, next(_addresses), trainer, gate)
+        self._of_run.setdefault(trainer.run_name, set()).add(name)
+        if mounted is not None:
+            self._receive(known, mounted, "configmap")
+        if self._serve:
+            await self._serve_reports(known)
+        if self._oona is not None:
+            self._spawn(self._listen(known, uid))
+        await self._patch_status(name, _running(known.ip, self.now()))
+        known.task = self._spawn(trainer.run())
+
+    async def _bind(self, name: str) -> None:
         binding = {
             "apiVersion": "v1",
             "kind": "Binding",
             "metadata": {"namespace": self.namespace, "name": name},
             "target": {"kind": "Node", "name": NODE},
         }
-        path = Resource("", "v1", f"pods/{name}/binding", "Binding")
-        await self.api.create(path, binding)
-        ip = next(_addresses)
-        trainer = Trainer(self, raw, key_seed=self._seed, step_s=self.step_s)
-        operator = SigningKey.derive(self._seed, uid, Role.OPERATOR)
-        verifier = Verifier.from_text(operator.public_text())
-        gate = SignalGate(run_uid=uid, attempt=trainer.attempt, verifier=verifier)
-        known = self._pods[name] = _Pod(raw, ip, trainer, gate)
-        await self._refresh_mount(known)
-        if self._serve:
-            await self._serve_reports(known)
-        if self._oona is not None:
-            self._spawn(self._listen(known, uid))
-        await self._patch_status(name, _running(ip, self.now()))
-        known.task = self._spawn(trainer.run())
+        await self.api.create(Resource("", "v1", f"pods/{name}/binding", "Binding"), binding)
 
     async def _terminate(self, name: str, uid: str) -> None:
         known = self._pods.get(name)
@@ -244,12 +279,10 @@ class SimulatedNode:
             if known.task is not None:
                 known.task.cancel()
 
-    async def _refresh_mount(self, known: _Pod) -> None:
-        name = labels.emergency_config_map_name(known.trainer.run_name)
-        found = await self.api.get(CONFIG_MAPS, name, namespace=self.namespace)
+    async def _mounted(self, run: str) -> BusEnvelope | None:
+        found = await self.api.get(CONFIG_MAPS, labels.emergency_config_map_name(run), namespace=self.namespace)
         text = (found.get("data") or {}).get("signal")
-        if text:
-            self._receive(known, BusEnvelope.FromString(base64.b64decode(text)), "configmap")
+        return BusEnvelope.FromString(base64.b64decode(text)) if text else None
 
     async def _patch_status(self, name: str, body: Object) -> None:
         """However long it takes: a kubelet does not forget what became of its containers."""
@@ -267,10 +300,12 @@ class SimulatedNode:
     # --- weatherlight ---
 
     def _receive(self, known: _Pod, envelope: BusEnvelope, leg: str) -> None:
+        self.arrivals.setdefault((known.trainer.run_name, leg), time.monotonic())
         match known.gate.judge(envelope.SerializeToString(), leg, time.monotonic_ns()):
             case Accepted():
                 signal = EmergencySignal.FromString(envelope.payload)
                 known.accepted.append(signal)
+                known.trainer.nudged.set()
                 self.signals_seen.append(signal)
             case Rejected(reason) if reason is not SignalRejection.WRONG_ATTEMPT and not known.ending:
                 known.trainer.rejected(reason, leg)

@@ -6,11 +6,13 @@ it needs of either.
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
 from esper_leyline import labels
+from esper_leyline.incidents import incident_at
 from esper_leyline.signing import Role, SigningKey, seal
 from esper_leyline.v1 import report_pb2
 from esper_leyline.v1.bus_pb2 import BusEnvelope
@@ -59,6 +61,8 @@ class Trainer:
         marks = pod["metadata"]["labels"]
         self.host = host
         self.step_s = step_s
+        self.nudged = asyncio.Event()
+        """Set by who has a signal for it: it need not wait for the next look."""
         self.namespace = pod["metadata"]["namespace"]
         self.pod = pod["metadata"]["name"]
         self.run_name = marks[labels.RUN]
@@ -98,7 +102,10 @@ class Trainer:
     async def pause(self) -> int | None:
         """A step's time, in which signals are looked for; the exit code when one ends the trainer."""
         for _ in range(LOOKS_PER_STEP):
-            await asyncio.sleep(self.step_s / LOOKS_PER_STEP)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.step_s / LOOKS_PER_STEP):
+                    await self.nudged.wait()
+            self.nudged.clear()
             code = self.obey()
             if code is not None:
                 return code
@@ -115,7 +122,7 @@ class Trainer:
                 to_step=self.step - 1, detect_ms=1.0, recover_ms=20.0, verified=True,
             )  # fmt: skip
             self.step -= 1
-            self.report(recovery=recovery)
+            self.report(recovery=recovery, incident=incident_at(self.uid, self.attempt, 0, 1, 1, training.rollbacks))
             self.move(RUNNING, "RolledBack")
         elif self.step % 5 == 0:
             training.saved_step = self.step
@@ -127,6 +134,8 @@ class Trainer:
         if signal is None or (signal.term, signal.seq) <= self.last_signal or signal.attempt != self.attempt:
             return None
         self.last_signal = (signal.term, signal.seq)
+        for sidecar in ("kasmina", "tamiyo"):
+            self.acknowledge(signal, AckStage.ACK_STAGE_DONE, participant=sidecar)
         if signal.clear:
             self.frozen = False
             self.move(RUNNING, "Resumed")
@@ -163,12 +172,13 @@ class Trainer:
     def last_word(self, code: int) -> str:
         return json.dumps({"reason": "Halted", "message": "", "exitCode": code, "savedStep": self.training.saved_step})
 
-    def acknowledge(self, signal: EmergencySignal, stage: AckStage) -> None:
+    def acknowledge(self, signal: EmergencySignal, stage: AckStage, *, participant: str = "tolaria") -> None:
         ack = EmergencyAck(
             version=1, signal_id=signal.signal_id, run_uid=self.uid, attempt=self.attempt, rank=0,
-            participant="tolaria", stage=stage, step=self.step, clear=signal.clear,
+            participant=participant, stage=stage, step=self.step, clear=signal.clear,
         )  # fmt: skip
-        if stage == AckStage.ACK_STAGE_DONE and signal.mode == EmergencyMode.EMERGENCY_MODE_CHECKPOINT:
+        done = participant == "tolaria" and stage == AckStage.ACK_STAGE_DONE
+        if done and signal.mode == EmergencyMode.EMERGENCY_MODE_CHECKPOINT:
             ack.saved_step = self.training.saved_step
         self.report(ack=ack)
 

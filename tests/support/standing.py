@@ -6,6 +6,7 @@ from pathlib import Path
 from esper_leyline import paths
 from esper_leyline.journal import JournalReader
 from esper_leyline.v1 import report_pb2 as pb
+from esper_leyline.v1.telemetry_pb2 import TelemetryLevel
 from esper_runtime.checkpoint import Wal
 from esper_runtime.tolaria.facts import Facts
 from esper_runtime.tolaria.metrics import Metrics
@@ -63,6 +64,11 @@ class Ward:
 
     def degradations(self, component: str) -> list[bool]:
         return [event.degradation.degraded for event in self._events() if event.degradation.component == component]
+
+    def named(self) -> list[tuple[str, str]]:
+        """Names and levels of all events, oldest first."""
+        level = TelemetryLevel.Name
+        return [(event.name, level(event.level).removeprefix("TELEMETRY_LEVEL_")) for event in self._events()]
 
     def _events(self) -> list[pb.RuntimeEvent]:
         return list(JournalReader(self.run_dir / paths.JOURNAL).events())

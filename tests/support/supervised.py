@@ -13,7 +13,7 @@ from typing import Any
 
 from esper_leyline import env, paths
 from esper_leyline.journal import JournalReader
-from esper_leyline.pages import EmergencyRecord, Heartbeat, Page, PageError
+from esper_leyline.pages import EmergencyPage, EmergencyRecord, Heartbeat, Page, PageError
 from esper_leyline.v1 import report_pb2 as pb
 from esper_runtime.checkpoint.volume import RECORD_FILE
 from esper_runtime.cli.report import report
@@ -189,8 +189,8 @@ class Supervised:
 
     def halt(self, record: EmergencyRecord) -> None:
         """What weatherlight does, without its poke."""
-        page = Page.create(self.run_dir / paths.EMERGENCY_PAGE)
-        page.write(0, record.words())
+        page = EmergencyPage.create(self.run_dir / paths.EMERGENCY_PAGE)
+        page.publish(record)
         page.close()
 
     def close(self) -> None:

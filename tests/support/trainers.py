@@ -13,7 +13,7 @@ from typing import Any
 from esper_leyline import env, paths
 from esper_leyline.exitcodes import ExitCode
 from esper_leyline.journal import JournalReader
-from esper_leyline.pages import EmergencyRecord, Heartbeat, Page, PageError
+from esper_leyline.pages import EmergencyPage, EmergencyRecord, Heartbeat, Page, PageError
 from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import parse
 from esper_leyline.v1 import report_pb2 as pb
@@ -166,7 +166,7 @@ class Pod:
             arrived_ns=1,
             source=EMERGENCY_SOURCE_SPEC,
         )
-        Page.create(self.run_dir / paths.EMERGENCY_PAGE).write(0, record.words())
+        EmergencyPage.create(self.run_dir / paths.EMERGENCY_PAGE).publish(record)
 
 
 def _to_the_end(parts: Parts, state: TrainState) -> Outcome:

@@ -21,7 +21,7 @@ from esper_leyline.pages import EmergencyRecord, Heartbeat, Page, PageError
 from esper_leyline.signing import Role, SigningKey, Verifier
 from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.common_pb2 import BusMessageType, MessagePriority
-from esper_leyline.v1.emergency_pb2 import EmergencyMode, EmergencySignal, EmergencySource
+from esper_leyline.v1.emergency_pb2 import EmergencyLevel, EmergencyMode, EmergencySignal, EmergencySource
 from esper_leyline.v1.report_pb2 import Boot, ReportBatch, RunReport, RuntimeEvent, RuntimePhase, Transition
 from esper_runtime.weatherlight.clock import Moment
 from esper_runtime.weatherlight.reports import Identity
@@ -82,6 +82,7 @@ def beat(step: int, *, ns: int, phase: RuntimePhase = RUNNING, loss: float = 0.5
 def signal_message(seq: int, **changes: Any) -> EmergencySignal:
     fields: dict[str, Any] = {
         "version": 1,
+        "level": EmergencyLevel.EMERGENCY_LEVEL_HALT,
         "run_uid": UID,
         "signal_id": f"{seq:032x}",
         "mode": FREEZE,

@@ -7,16 +7,19 @@ changed. Nothing that belongs to somebody else is ever touched.
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import orjson
-from esper_leyline.labels import APPLIED_HASH, CONFIG_HASH, KIND
+from esper_leyline.labels import APPLIED_HASH, CONFIG_HASH, KEY_GENERATION, KIND
 
 from esper_operator.kube.api import JOBS, PODS, RUNS, KubeApi, Object, Resource, controller_uid, resource_of
 from esper_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError, NotFound
 from esper_operator.model import Applied, Child, Deletion, Observation, Plan, Pod, Run, SignalRecord
 from esper_operator.signals import Signals
+
+logger = logging.getLogger(__name__)
 
 MAX_REFUSAL = 1_024
 
@@ -66,7 +69,14 @@ class Applier:
             waiting = str(error)
         except KubeError as error:
             failure = error
-        record = await self._signal(seen, plan)  # whatever became of the children: somebody wants to stop
+        record: SignalRecord | None = None
+        try:
+            record = await self._signal(seen, plan)  # whatever became of the children: somebody wants to stop
+        except (Forbidden, Invalid) as error:  # the status goes on, so that a stop can fall back on a deletion
+            logger.error("%s: the emergency signal could not be put on record: %s", seen.run.key, error)
+            refused = refused or f"the emergency signal could not be put on record: {error}"
+        except KubeError as error:
+            failure = failure or error  # a deletion stops too
         await _together(self._delete(seen, deletion) for deletion in plan.deletions)
         if failure is not None:
             raise failure
@@ -121,7 +131,7 @@ class Applier:
             return False
         _check_owner(run, resource, manifest, live)
         if child.create_only:
-            return True
+            return not _outdated(child, live)
         annotations = live["metadata"].get("annotations") or {}
         return annotations.get(APPLIED_HASH) == digest and _same_data(manifest, live)
 
@@ -135,15 +145,17 @@ class Applier:
             metadata = child.manifest["metadata"]
             live = await self._api.get(resource, metadata["name"], namespace=metadata["namespace"])
             _check_owner(run, resource, child.manifest, live)
+            if _outdated(child, live):
+                logger.info("%s: %s gets keys of generation %d", run.key, metadata["name"], child.key_generation)
+                await self._api.apply(resource, child.manifest)
 
     # --- the rest of the plan ---
 
     async def _signal(self, seen: Observation, plan: Plan) -> SignalRecord | None:
-        pods = [pod for pod in seen.pods if pod.phase in ("Pending", "Running")]
         if plan.signal is None:
-            await self._signals.finish(seen.run, pods)
+            await self._signals.finish(seen.run, seen.pods)
             return None
-        return await self._signals.send(seen.run, plan.signal, pods)
+        return await self._signals.send(seen.run, plan.signal, seen.pods)
 
     async def _delete(self, seen: Observation, deletion: Deletion) -> None:
         namespace = seen.run.key.namespace
@@ -218,6 +230,12 @@ def _check_owner(run: Run, resource: Resource, wanted: Object, live: Object) -> 
     if any(owner.get("kind") == KIND and owner.get("name") == run.key.name for owner in owners):
         raise Occupied(f"waiting until {resource.kind} {name} of the earlier run of this name is gone")
     raise Refused(f"{resource.kind} {name}: it exists and does not belong to this run: delete it, or rename the run")
+
+
+def _outdated(child: Child, live: Object) -> bool:
+    """Keys that are newer than ours stay: another operator has gone ahead."""
+    found = (live["metadata"].get("annotations") or {}).get(KEY_GENERATION, "1")
+    return child.key_generation > (int(found) if found.isdecimal() else 0)
 
 
 def _same_data(wanted: Object, live: Object) -> bool:

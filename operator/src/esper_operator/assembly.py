@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from esper_leyline.labels import EMERGENCY_CONFIG_MAP, FIELD_MANAGER
+from esper_leyline.phases import EmergencyStop
 from esper_leyline.reasons import RunReason
 
 from esper_operator import observe
+from esper_operator.alarm import Alarm
 from esper_operator.apply import Applier
+from esper_operator.bususers import BusUsers
 from esper_operator.kube.api import CONFIG_MAPS, JOBS, PODS, FencedApi, KubeApi, Object, Resource
 from esper_operator.kube.events import EventPoster, Subject
 from esper_operator.kube.informer import Informer
@@ -21,7 +24,7 @@ from esper_operator.metrics import Metrics
 from esper_operator.model import EventRecord, Job, Pod, RunKey, Settings
 from esper_operator.queue import WorkQueue
 from esper_operator.reports import Intake
-from esper_operator.runs import RunCache
+from esper_operator.runs import FINISHED, RunCache
 from esper_operator.signals import Publish, Signals
 from esper_operator.worker import Clock, ProgressPace, Reconciler, Workers
 
@@ -29,6 +32,8 @@ T = TypeVar("T")
 
 RESYNC_S = 600.0
 RESYNC_SPREAD_S = 60.0
+EVENT_PATIENCE_S = 2.0
+"""Each Event lets urgent runs go first for so long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +46,16 @@ class Leadership:
 
 @dataclass(kw_only=True, slots=True)
 class Operator:
-    """One operator. Its caches are filled on a standby too; `workers.run` and `resync` belong to the leader."""
+    """One operator. Its caches are filled on a standby too; `lead` and `resync` belong to the leader."""
 
     reconciler: Reconciler
     workers: Workers
+    alarm: Alarm
     reads: KubeApi
     """Not fenced: a standby reads."""
     namespaces: tuple[str, ...]
+    bus_users: BusUsers | None = None
+    """None: runs share a user, or there is no Redis."""
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -74,6 +82,12 @@ class Operator:
     def warm(self) -> bool:
         """All caches are filled: decisions may be made."""
         return self.loaded.is_set() and all(informer.synced for informer in self.informers)
+
+    async def lead(self) -> None:
+        """All that decides and acts; endless."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.alarm.run(), name="alarm")
+            group.create_task(self.workers.run(), name="workers")
 
     async def fill(self) -> None:
         """Fills the cache of runs; the informers fill themselves once they run."""
@@ -125,6 +139,7 @@ def assemble(
         now=clock.now,
         monotonic=clock.monotonic,
         on_outcome=lambda outcome: metrics.count("esper_events_total", outcome),
+        turn=lambda: queue.wait_calm(EVENT_PATIENCE_S),
     )
 
     def on_forged(key: RunKey, reason: str) -> None:
@@ -132,13 +147,19 @@ def assemble(
         if run is not None and leadership.held():
             events.post(Subject.of(run), _forged(reason), moment="")
 
+    def on_denied(key: RunKey, why: str) -> None:
+        run = runs.get(key)
+        if run is not None:
+            events.post(Subject.of(run), _denied(why), moment="")
+
     intake = _intake(settings, clock, metrics, queue, pace, on_forged)
-    signals = _signals(fenced, settings, clock, metrics, leadership, publish)
+    signals = _signals(fenced, settings, clock, metrics, leadership, publish, intake)
     jobs = _owned(api, JOBS, observe.job, namespaces, queue, metrics)
     pods = _owned(api, PODS, observe.pod, namespaces, queue, metrics)
     applier = Applier(fenced, signals, on_job=jobs.learn)
-    runs = _runs(settings, queue, pace, intake, signals, applier, clock)
-    broadcasts = _broadcasts(api, own_namespace, emergency_config_map, runs, queue, metrics)
+    users = _users(settings, clock, metrics, leadership, on_denied) if settings.bus_per_run_users else None
+    runs = _runs(settings, queue, pace, intake, signals, applier, users, clock)
+    broadcasts = _broadcasts(api, own_namespace, emergency_config_map, lambda: alarm.ring(runs), metrics)
     reconciler = Reconciler(
         api=fenced,
         settings=settings,
@@ -155,7 +176,15 @@ def assemble(
         pace=pace,
         metrics=metrics,
     )
-    return Operator(reconciler=reconciler, workers=Workers(reconciler, count=workers), reads=api, namespaces=namespaces)
+    alarm = Alarm(reconciler)
+    return Operator(
+        reconciler=reconciler,
+        workers=Workers(reconciler, count=workers),
+        alarm=alarm,
+        reads=api,
+        namespaces=namespaces,
+        bus_users=users,
+    )
 
 
 def _intake(
@@ -167,7 +196,10 @@ def _intake(
     on_forged: Callable[[RunKey, str], None],
 ) -> Intake:
     def on_report(key: RunKey, urgent: bool) -> None:
-        queue.add_after(key, 0.0 if urgent else pace.due_in_s(key))
+        if urgent:
+            queue.add(key, urgent=True)
+        else:
+            queue.add_after(key, pace.due_in_s(key))
 
     return Intake(
         seed=settings.key_seed,
@@ -185,6 +217,31 @@ def _forged(reason: str) -> EventRecord:
     return EventRecord(reason=RunReason.REPORT_REJECTED, message=message, warning=True)
 
 
+def _denied(why: str) -> EventRecord:
+    message = (
+        f"Redis does not let the operator make this run's user, so its pods do without Redis: {why}; give the "
+        "operator's user ACL rights, or share one user with redis.perRunUsers=false"
+    )
+    return EventRecord(reason=RunReason.BUS_UNAVAILABLE, message=message, warning=True)
+
+
+def _users(
+    settings: Settings,
+    clock: Clock,
+    metrics: Metrics,
+    leadership: Leadership,
+    on_denied: Callable[[RunKey, str], None],
+) -> BusUsers:
+    return BusUsers(
+        seed=settings.key_seed,
+        generation=settings.key_generation,
+        held=leadership.held,
+        monotonic=clock.monotonic,
+        metrics=metrics,
+        on_denied=on_denied,
+    )
+
+
 def _signals(
     api: KubeApi,
     settings: Settings,
@@ -192,6 +249,7 @@ def _signals(
     metrics: Metrics,
     leadership: Leadership,
     publish: Publish | None,
+    intake: Intake,
 ) -> Signals:
     return Signals(
         api,
@@ -201,6 +259,7 @@ def _signals(
         now=clock.now,
         monotonic=clock.monotonic,
         publish=publish,
+        answered=intake.answered,
         on_leg=metrics.leg,
     )
 
@@ -230,19 +289,14 @@ def _owned(
 
 
 def _broadcasts(
-    api: KubeApi, namespace: str, name: str, runs: RunCache, queue: WorkQueue[RunKey], metrics: Metrics
+    api: KubeApi, namespace: str, name: str, on_change: Callable[[], None], metrics: Metrics
 ) -> Informer[Object]:
-    """Of the one ConfigMap with broadcasts; a change wakes every run."""
-
-    def on_change(_: RunKey | None) -> None:
-        for key in runs:
-            queue.add(key)
-
+    """Of the one ConfigMap with broadcasts; each change may concern every run."""
     return Informer(
         api,
         CONFIG_MAPS,
         project=_data,
-        on_change=on_change,
+        on_change=lambda _: on_change(),
         namespaces=(namespace,),
         selector="",
         field_selector=f"metadata.name={name}",
@@ -257,6 +311,7 @@ def _runs(
     intake: Intake,
     signals: Signals,
     applier: Applier,
+    users: BusUsers | None,
     clock: Clock,
 ) -> RunCache:
     def on_change(key: RunKey) -> None:
@@ -264,12 +319,18 @@ def _runs(
         if run is not None:
             observed = run.status.observed_report
             intake.observe(run.uid, key, (observed.attempt, observed.seq) if observed else (0, 0))
-        queue.add(key)
+            if users is not None and run.status.phase in FINISHED:
+                users.over(run.uid)
+            elif users is not None:
+                users.want(run.uid, key)
+        queue.add(key, urgent=run is not None and run.spec.emergency_stop is not EmergencyStop.NONE)
 
     def on_gone(key: RunKey, uid: str) -> None:
         intake.forget(uid)
         signals.forget(uid)
         applier.forget(uid)
+        if users is not None:
+            users.forget(uid)
         pace.forget(key)
         queue.add(key)  # its worker finds it gone and drops what the queue still has of it
 

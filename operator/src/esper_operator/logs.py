@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 import orjson
+from esper_leyline.incidents import FIELD
 
 run_context: ContextVar[dict[str, object]] = ContextVar("run_context", default={})  # noqa: B039 - never changed in place
 """Fields of the run that is being reconciled: run, namespace, uid, generation."""
@@ -42,8 +43,9 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        run = run_context.get().get("run")
-        return f"{super().format(record)}{f' [{run}]' if run else ''}"
+        run, incident = run_context.get().get("run"), getattr(record, FIELD, "")
+        more = (f" [{run}]" if run else "") + (f" [{FIELD} {incident}]" if incident else "")
+        return f"{super().format(record)}{more}"
 
 
 class _NotOurCase(logging.Filter):

@@ -19,10 +19,13 @@ from typing import Any
 import aiohttp
 from esper_leyline.oona import REPORTS, Oona, OonaUnavailable
 from kubernetes.aio.config import ConfigException
+from prometheus_client import disable_created_metrics
 
-from esper_operator import keys
 from esper_operator.assembly import Leadership, Operator, assemble
+from esper_operator.bususers import BusUsers
+from esper_operator.fabric import Fabric
 from esper_operator.http import Check, application, at_most, serve
+from esper_operator.keys import GenerationError, SeedError, load_or_make
 from esper_operator.kube.client import Credentials, RestApi
 from esper_operator.kube.errors import KubeError, NotFound, Throttled, Transient
 from esper_operator.kube.lease import Elector, LeaseThread, identity_in
@@ -40,10 +43,10 @@ GRACE_S = 5.0
 MAX_SILENCE_S, MAX_QUEUE_AGE_S, MAX_WORK_S, MAX_LAG_S = 180.0, 120.0, 300.0, 5.0
 MONITOR_S = 0.5
 PHASES_EVERY = 10
-SEED_RETRY_S = FILL_RETRY_S = 2.0
+SEED_RETRY_S = FILL_RETRY_S = 0.5
 CATCH_UP_S = 10.0
 """For the reports in Redis: the stream is full with 10,000, which take about 2 s."""
-MAX_REFUSALS = 15
+MAX_REFUSALS = 60
 """Of the seed Secret at the start, in a row: rights may come a little later than the process, but not much."""
 
 
@@ -105,27 +108,36 @@ class Process:
 
     async def _operator(self, api: RestApi, oona: Oona | None, lease: LeaseThread) -> Operator | None:
         """None when the process was asked to stop, or the API server could not be used."""
-        seed = await self._seed(api)
-        if seed is None:
+        keys = await self._keys(api)
+        if keys is None:
             return None
+        self._metrics.gauge("esper_key_generation", keys[1])
         return assemble(
             api,
-            settings=self._settings.core(seed),
+            settings=self._settings.core(*keys),
             namespaces=self._settings.watch_namespaces,
             own_namespace=self._settings.namespace,
             emergency_config_map=self._settings.emergency_config_map,
             instance=self._identity,
             leadership=Leadership(held=lambda: lease.held, term=lambda: lease.term),
-            publish=oona.publish_signal if oona else None,
+            publish=oona.publish_signals if oona else None,
             metrics=self._metrics,
         )
 
-    async def _seed(self, api: RestApi) -> bytes | None:
-        """Waits for an API server that is away however long: a process that ends would be started ever later."""
+    async def _keys(self, api: RestApi) -> tuple[bytes, int] | None:
+        """The seed and the generation in force.
+
+        Waits for an API server that is away however long: a process that ends would be started ever later.
+        """
         refusals = 0
         while refusals < MAX_REFUSALS:
             try:
-                return await keys.load_or_make(api, namespace=self._settings.namespace, name=self._settings.seed_secret)
+                return await load_or_make(
+                    api,
+                    namespace=self._settings.namespace,
+                    name=self._settings.seed_secret,
+                    generation=self._settings.key_generation,
+                )
             except KubeError as error:
                 logger.warning("the seed Secret cannot be read yet: %s", error)
                 refusals = 0 if isinstance(error, Transient | Throttled) else refusals + 1
@@ -215,6 +227,9 @@ class Process:
         }
         if oona is not None:
             coroutines["reports"] = self._read_reports(operator, oona)
+            coroutines["fabric"] = self._keep_fabric(lease, oona)
+            if operator.bus_users is not None:
+                coroutines["bus users"] = self._keep_users(operator, operator.bus_users, lease, oona)
         return [asyncio.create_task(coroutine, name=name) for name, coroutine in coroutines.items()]
 
     async def _wait(self, roots: list[asyncio.Task[None]], kopf: KopfThread, lease: LeaseThread) -> int:
@@ -238,7 +253,7 @@ class Process:
         if oona is not None:
             await self._catch_up(operator, oona)
         logger.info("reconciling %d runs", len(operator.runs))
-        await operator.workers.run()
+        await operator.lead()
 
     async def _catch_up(self, operator: Operator, oona: Oona) -> None:
         """Reads what Redis already holds: a pod that has ended meanwhile must not be judged before its reports."""
@@ -289,6 +304,15 @@ class Process:
         await operator.loaded.wait()  # reports of runs that are not known yet would be kept in vain
         await operator.intake.read(oona.reports())
 
+    async def _keep_fabric(self, lease: LeaseThread, oona: Oona) -> None:
+        await lease.acquired.wait()
+        await Fabric(oona, self._metrics).run()
+
+    async def _keep_users(self, operator: Operator, users: BusUsers, lease: LeaseThread, oona: Oona) -> None:
+        await operator.loaded.wait()  # else users of runs that are not known yet would be taken for leftovers
+        await lease.acquired.wait()
+        await users.run(oona)
+
     async def _monitor(self, operator: Operator) -> None:
         loop = asyncio.get_running_loop()
         ticks = 0
@@ -307,8 +331,10 @@ def main() -> None:
     try:
         settings = OperatorSettings.from_environ(os.environ)
         configure(log_format=settings.log_format, level=settings.log_level)
+        # Else every counter and histogram has a second series, which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         code = asyncio.run(_run(settings))
-    except (SettingsError, ConfigException, keys.SeedError) as error:
+    except (SettingsError, ConfigException, GenerationError, SeedError) as error:
         print(f"esper-operator: {error}", file=sys.stderr)
         code = UNUSABLE
     sys.exit(code)

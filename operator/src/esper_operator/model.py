@@ -68,11 +68,14 @@ class Settings:
     key_seed: bytes = field(repr=False, default=b"")
     """Seed of all run keys; at least 32 bytes."""
     key_generation: int = 1
+    """Number of the keys in force; one more is a rotation."""
     bus_url: str = ""
     """redis:// or rediss:// URL that pods use; empty = no Redis."""
     bus_username: str = ""
     bus_password: str = field(repr=False, default="")
     bus_ca: str = ""
+    bus_per_run_users: bool = False
+    """Each run logs in to Redis as a user of its own, whom somebody makes there."""
     layout: PathLayout = POD
     http_ports_fixed: bool = True
     """False on a laptop: sidecars take free ports and write them to <run dir>/<name>.port."""
@@ -221,6 +224,8 @@ class SignalRecord:
     source: HaltSource
     attempt: int
     clear: bool
+    time: datetime | None = field(default=None, compare=False)
+    """When it was sealed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,6 +282,8 @@ class Child:
     manifest: Manifest
     create_only: bool = False
     """One that exists is left alone (after its owner UID is checked). False: server-side apply under our manager."""
+    key_generation: int = 0
+    """Of a `create_only` one that holds keys: one with older keys is written again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -356,6 +363,8 @@ class EventRecord:
     message: str
     warning: bool = False
     action: str = "Reconcile"
+    incident: str = ""
+    """What it is a part of (esper_leyline.incidents); empty: nothing has gone wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

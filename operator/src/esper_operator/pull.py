@@ -1,4 +1,4 @@
-"""Reports straight from the pods, where Redis is silent: long polls, until Redis delivers again.
+"""Reports straight from the pods, where Redis is silent or one is missing: long polls, until Redis delivers again.
 
 Each such pod is polled all the time as long as there are at most MAX_POLLS of them; of more, each gets its turn.
 """
@@ -65,6 +65,7 @@ class Puller:
                 poll.cancel()
 
     def _look(self) -> None:
+        self._intake.give_up_gaps()
         self._wanted = {pod.uid: pod for pod in self._pods() if self._needs(pod)}
         self._ended = {uid: number for uid, number in self._ended.items() if uid in self._wanted}
         for uid, poll in list(self._polls.items()):
@@ -93,7 +94,8 @@ class Puller:
         sidecar = pod.container(WEATHERLIGHT)
         if sidecar is None or not sidecar.started:
             return False
-        return not self._bus_connected() or self._intake.bus_age_s(pod.run_uid, pod.rank) > SILENCE_S
+        silent = not self._bus_connected() or self._intake.bus_age_s(pod.run_uid, pod.rank) > SILENCE_S
+        return silent or self._intake.misses(pod.run_uid)
 
     async def _poll(self, pod: Pod) -> None:
         """Until Redis delivers again; one question only where others wait for their turn."""

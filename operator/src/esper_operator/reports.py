@@ -2,7 +2,9 @@
 
 Reports come from Redis and, where that is silent, from the pods themselves (`pull.py`); both end in `Intake.accept`.
 A report counts only by its signature under the run's report key. What `status.observedReport` already includes is
-dropped before that costs anything. Mere progress gives way to any newer report of its rank; events are kept.
+dropped before that costs anything. Mere progress gives way to any newer report of its rank; events are kept. Each
+report tells which event came before it, so that what Redis lost, or somebody removed there, is missed: it is pulled,
+and what follows it waits that long.
 """
 
 import asyncio
@@ -10,22 +12,28 @@ import bisect
 import logging
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from esper_leyline import contracts
+from esper_leyline.labels import TOLARIA
 from esper_leyline.oona import Entry
-from esper_leyline.signing import Role, SignatureError, SigningKey, Verifier
+from esper_leyline.signing import Role, SignatureError, Verifier
 from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.common_pb2 import BusMessageType
 from esper_leyline.v1.report_pb2 import RunReport
 from google.protobuf.message import DecodeError
 
-from esper_operator.model import RunKey
+from esper_operator.model import RunKey, SignalRecord
 
 logger = logging.getLogger(__name__)
 
+MAX_RANKS = 1024
+"""Workers that a run may have; each is remembered here."""
 MAX_PENDING = 1_024
 """Per run. Beyond that the oldest go; the status then says that reports were lost."""
-MAX_STRANGERS, MAX_PER_STRANGER = 256, 64
+GAP_PATIENCE_S = 3.0
+"""How long reports wait for one before them that Redis did not bring. Then the status says that it is lost."""
+MAX_STRANGERS, MAX_PER_STRANGER, MAX_STRANGER_BYTES = 256, 64, 16 * 1024 * 1024
 """Reports of runs that this process has not seen yet: kept for when it does."""
 YIELD_EVERY = 32
 """Reports verified before other tasks get their turn; about 5 ms."""
@@ -34,6 +42,15 @@ URGENT = frozenset({"transition", "recovery", "ack", "failure", "completion", "n
 BEGIN = (0, 0)
 Place = tuple[int, int]
 """(attempt, seq): order of a run's reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """Behind `after` an event is missing; `place` is the first report that says so."""
+
+    after: int
+    place: Place
+    since: float
 
 
 @dataclass(slots=True)
@@ -47,9 +64,19 @@ class _Inbox:
     heard_at: dict[tuple[int, int], float] = field(default_factory=dict)
     """By (attempt, rank)."""
     bus_at: dict[int, float] = field(default_factory=dict)
-    """By rank: when Redis last delivered."""
+    """By rank: when Redis last delivered something new."""
+    bus_newest: dict[int, Place] = field(default_factory=dict)
+    gap: _Gap | None = None
+    signal: tuple[str, bool] = ("", False)
+    """Id of the signal last answered to, and whether it was a clear."""
+    answered: set[str] = field(default_factory=set)
+    """Pods whose trainer has answered to it."""
     cursor: Place | None = None
     forged: int = 0
+
+    @property
+    def done(self) -> Place:
+        return max(self.observed, self.cursor or BEGIN)
 
 
 class Intake:
@@ -66,13 +93,15 @@ class Intake:
         """`on_report(run, urgent)` wakes the reconciler; `on_outcome(way, outcome)` counts; `on_forged(run, reason)`
         tells people."""
         self._seed = seed
-        self._generations = tuple(g for g in (generation, generation - 1) if g >= 1)
+        self._generation = generation
         self._monotonic = monotonic
         self._on_report = on_report
         self._count = on_outcome or (lambda _way, _outcome: None)
         self._on_forged = on_forged or (lambda _key, _reason: None)
         self._inboxes: dict[str, _Inbox] = {}
-        self._strangers: OrderedDict[str, deque[tuple[BusEnvelope, str]]] = OrderedDict()
+        self._strangers = _Strangers()
+        self._gaps: set[str] = set()
+        """Runs whose reports wait for one that is missing."""
         self._position = BEGIN
         self._moved = asyncio.Event()
 
@@ -83,11 +112,12 @@ class Intake:
         inbox = self._inboxes.get(uid)
         if inbox is None:
             inbox = self._inboxes[uid] = _Inbox(key, self._verifier(uid))
-            for envelope, way in self._strangers.pop(uid, ()):
+            for envelope, way in self._strangers.pop(uid):
                 self.accept(envelope, way=way)
         if observed > inbox.observed:
             inbox.observed = observed
             inbox.pending = [report for report in inbox.pending if _place(report) > observed]
+            self._look_for_gap(uid, inbox)
 
     def fold(self, uid: str, place: Place) -> None:
         """Reports up to `place` changed nothing: forget them without a write."""
@@ -95,19 +125,45 @@ class Intake:
         if inbox is not None:
             inbox.cursor = max(place, inbox.cursor or (0, 0))
             inbox.pending = [report for report in inbox.pending if _place(report) > place]
+            self._look_for_gap(uid, inbox)
 
     def forget(self, uid: str) -> None:
         self._inboxes.pop(uid, None)
-        self._strangers.pop(uid, None)
+        self._strangers.pop(uid)
+        self._gaps.discard(uid)
 
     def of(self, uid: str) -> tuple[RunReport, ...]:
-        """Reports that no status includes yet, in order."""
+        """Reports that no status includes yet, in order; without those that wait for a missing one."""
         inbox = self._inboxes.get(uid)
-        return tuple(inbox.pending) if inbox else ()
+        if inbox is None:
+            return ()
+        gap = inbox.gap
+        if gap is None or self._given_up(gap):
+            return tuple(inbox.pending)
+        return tuple(report for report in inbox.pending if _place(report) < gap.place)
+
+    def misses(self, uid: str) -> bool:
+        """Something is missing that its pod may still have."""
+        return uid in self._gaps
+
+    def give_up_gaps(self) -> None:
+        """Wakes the runs that have waited long enough. Call it now and then."""
+        for uid in [uid for uid in self._gaps if (gap := self._inboxes[uid].gap) is None or self._given_up(gap)]:
+            self._gaps.discard(uid)
+            self._on_report(self._inboxes[uid].key, True)
+
+    def _given_up(self, gap: _Gap) -> bool:
+        return self._monotonic() - gap.since >= GAP_PATIENCE_S
 
     def cursor(self, uid: str) -> Place | None:
         inbox = self._inboxes.get(uid)
         return inbox.cursor if inbox else None
+
+    def answered(self, uid: str, signal: SignalRecord) -> frozenset[str]:
+        """Pods whose trainer has answered to the signal, when it is the newest that any answered to."""
+        inbox = self._inboxes.get(uid)
+        known = inbox is not None and inbox.signal == (signal.signal_id, signal.clear)
+        return frozenset(inbox.answered) if inbox is not None and known else frozenset()
 
     def age_s(self, uid: str, attempt: int) -> float | None:
         """Since any rank of that attempt was last heard of; None: never."""
@@ -121,10 +177,12 @@ class Intake:
         return self._monotonic() - inbox.bus_at[rank] if inbox and rank in inbox.bus_at else float("inf")
 
     def last_seq(self, uid: str, attempt: int, rank: int) -> int:
-        """The newest seq of that attempt and rank; 0 when none is known."""
+        """The newest seq of that attempt and rank up to which nothing is missing; 0 when none is known."""
         inbox = self._inboxes.get(uid)
         if inbox is None:
             return 0
+        if uid in self._gaps and inbox.gap is not None and rank == 0 and inbox.gap.place[0] == attempt:
+            return inbox.gap.after
         places = (inbox.newest.get(rank, (0, 0)), inbox.observed if rank == 0 else (0, 0))
         return max((seq for at, seq in places if at == attempt), default=0)
 
@@ -152,7 +210,7 @@ class Intake:
             await self._moved.wait()
 
     def accept(self, envelope: BusEnvelope, *, way: str) -> str:
-        """Takes one report in; says what became of it: accepted, repeated, unknown, malformed or forged."""
+        """Takes one report in; says what became of it, one of metrics.operator.OUTCOMES."""
         outcome = self._accept(envelope, way)
         self._count(way, outcome)
         return outcome
@@ -162,16 +220,17 @@ class Intake:
             return "malformed"
         inbox = self._inboxes.get(envelope.run_uid)
         if inbox is None:
-            self._keep_stranger(envelope, way)
-            return "unknown"
+            return self._of_stranger(envelope, way)
         report = RunReport()
         try:
             report.ParseFromString(envelope.payload)
         except DecodeError:
             return "malformed"
-        if report.run_uid != envelope.run_uid or report.attempt < 1 or report.seq < 1:
+        if report.version != contracts.VERSION:
+            return "wrong_version"
+        if report.run_uid != envelope.run_uid or report.attempt < 1 or report.seq < 1 or report.rank >= MAX_RANKS:
             return "malformed"
-        done = max(inbox.observed, inbox.cursor or (0, 0))
+        done = inbox.done
         if _place(report) < done:
             return "repeated"  # nothing depends on it, so its signature does not matter
         try:
@@ -183,6 +242,8 @@ class Intake:
         if _place(report) == done or _known(inbox.pending, report):
             return "repeated"
         self._insert(inbox, report)
+        _note_answer(inbox, report)
+        self._look_for_gap(report.run_uid, inbox)
         self._on_report(inbox.key, report.WhichOneof("event") in URGENT)
         return "accepted"
 
@@ -193,30 +254,89 @@ class Intake:
             self._on_forged(inbox.key, reason)
 
     def _hear(self, inbox: _Inbox, report: RunReport, way: str) -> None:
-        now = self._monotonic()
-        if _place(report) < inbox.newest.get(report.rank, (0, 0)):
+        """Only what is new is a sign of life: what is known, anybody can send again."""
+        now, place, rank = self._monotonic(), _place(report), report.rank
+        if way == "bus" and place > inbox.bus_newest.get(rank, BEGIN):
+            inbox.bus_newest[rank], inbox.bus_at[rank] = place, now
+        if place <= inbox.newest.get(rank, BEGIN):
             return
-        inbox.newest[report.rank] = _place(report)
-        for known in [k for k in inbox.heard_at if k[1] == report.rank]:
+        inbox.newest[rank] = place
+        for known in [k for k in inbox.heard_at if k[1] == rank]:
             del inbox.heard_at[known]
-        inbox.heard_at[report.attempt, report.rank] = now
-        if way == "bus":
-            inbox.bus_at[report.rank] = now
+        inbox.heard_at[report.attempt, rank] = now
+
+    def _look_for_gap(self, uid: str, inbox: _Inbox) -> None:
+        found, before = _gap(inbox.done, inbox.pending, self._monotonic()), inbox.gap
+        if found is None:
+            self._gaps.discard(uid)
+        elif before is not None and (before.after, before.place[0]) == (found.after, found.place[0]):
+            found = replace(found, since=before.since)  # the same one, waited for already and perhaps given up
+        else:
+            self._gaps.add(uid)
+        inbox.gap = found
 
     def _insert(self, inbox: _Inbox, report: RunReport) -> None:
         bisect.insort(inbox.pending, report, key=_place)
         inbox.pending = _thinned(inbox.pending)[-MAX_PENDING:]
 
-    def _keep_stranger(self, envelope: BusEnvelope, way: str) -> None:
-        kept = self._strangers.setdefault(envelope.run_uid, deque(maxlen=MAX_PER_STRANGER))
-        kept.append((envelope, way))
-        self._strangers.move_to_end(envelope.run_uid)
-        if len(self._strangers) > MAX_STRANGERS:
-            self._strangers.popitem(last=False)
+    def _of_stranger(self, envelope: BusEnvelope, way: str) -> str:
+        """Verified all the same: keys follow from the UID, and what is kept must not be anybody's."""
+        try:
+            self._verifier(envelope.run_uid).check_envelope(envelope)
+        except SignatureError:
+            return "forged"
+        self._strangers.keep(envelope, way)
+        return "unknown"
 
     def _verifier(self, uid: str) -> Verifier:
-        keys = (SigningKey.derive(self._seed, uid, Role.REPORT, g) for g in self._generations)
-        return Verifier.from_text("".join(key.public_text() for key in keys))
+        return Verifier.derive(self._seed, uid, Role.REPORT, self._generation)
+
+
+class _Strangers:
+    """Reports of unknown runs, bounded in runs, per run, and in bytes; the run longest unheard of goes first."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, deque[tuple[BusEnvelope, str]]] = OrderedDict()
+        self._bytes = 0
+
+    def keep(self, envelope: BusEnvelope, way: str) -> None:
+        uid = envelope.run_uid
+        kept = self._kept.setdefault(uid, deque())
+        kept.append((envelope, way))
+        self._bytes += envelope.ByteSize()
+        self._kept.move_to_end(uid)
+        if len(kept) > MAX_PER_STRANGER:
+            self._bytes -= kept.popleft()[0].ByteSize()
+        while len(self._kept) > MAX_STRANGERS or self._bytes > MAX_STRANGER_BYTES:
+            self.pop(next(iter(self._kept)))
+
+    def pop(self, uid: str) -> tuple[tuple[BusEnvelope, str], ...]:
+        kept = tuple(self._kept.pop(uid, ()))
+        self._bytes -= sum(envelope.ByteSize() for envelope, _ in kept)
+        return kept
+
+
+def _gap(done: Place, pending: list[RunReport], now: float) -> _Gap | None:
+    """The first place behind which an event is missing. Of rank 0, whose reports the status follows."""
+    known = done
+    for report in pending:
+        if report.rank:
+            continue
+        after = known[1] if known[0] == report.attempt else 0
+        if report.previous_event_seq > after:
+            return _Gap(after, _place(report), now)
+        known = _place(report)
+    return None
+
+
+def _note_answer(inbox: _Inbox, report: RunReport) -> None:
+    ack = report.ack
+    if ack.participant != TOLARIA:
+        return
+    if inbox.signal != (ack.signal_id, ack.clear):
+        inbox.signal, inbox.answered = (ack.signal_id, ack.clear), set()
+    if len(inbox.answered) < MAX_PENDING:
+        inbox.answered.add(report.pod_name)
 
 
 def _place(report: RunReport) -> Place:

@@ -49,6 +49,11 @@ class OperatorSettings:
     seed_secret: str = "esper-operator-seed"
     """Secret with the seed of all run keys (key `seed`, at least 32 bytes); made when absent.
     Losing or replacing it cuts off the pods of runs that are alive."""
+    key_generation: int = 1
+    """Generation of all run keys and of the passwords of runs in Redis. One more than before rotates them while runs
+    train: pods know the next keys already and drop the old ones when the kubelet has refreshed their Secret, within
+    two minutes. Wait as long before the next rotation. It never falls: a lower number than the one in force changes
+    nothing, and one that leaves one out stops the start."""
     lease_name: str = "esper-operator"
     """Lease by which one of several replicas leads. Two installations in one namespace need two names."""
     emergency_config_map: str = EMERGENCY_CONFIG_MAP
@@ -63,6 +68,11 @@ class OperatorSettings:
     bus_ca_file: str = ""
     """PEM file of the authority that signed the certificate of a rediss:// server.
     Empty, or no such file: the system's."""
+    bus_per_run_users: bool = True
+    """`true` makes a Redis user for each run, who may do what the run needs and nothing else; the operator's own user
+    needs the rights of `esper_leyline.oona.acl.operator_rules`, and Redis 7 or Valkey. Without these rights runs do
+    without Redis. `false` lets all runs use the operator's user, so that each can read and forge what others send;
+    signatures still protect reports and emergency signals."""
     http_port: int = OPERATOR_HTTP
     """Port of /livez, /readyz and /metrics; 0 turns them off."""
     log_format: str = "json"
@@ -71,6 +81,8 @@ class OperatorSettings:
     """DEBUG, INFO, WARNING or ERROR."""
 
     def __post_init__(self) -> None:
+        if self.key_generation < 1:
+            raise SettingsError(f"{PREFIX}KEY_GENERATION is {self.key_generation}; it must be a number from 1")
         _one_of("IMAGE_PULL_POLICY", self.image_pull_policy, PULL_POLICIES)
         _one_of("LOG_FORMAT", self.log_format, FORMATS)
         _one_of("LOG_LEVEL", self.log_level, LEVELS)
@@ -113,8 +125,8 @@ class OperatorSettings:
         """The chart names the file before it knows whether the Secret has it."""
         return _file(self.bus_ca_file, "BUS_CA_FILE") if Path(self.bus_ca_file).is_file() else ""
 
-    def core(self, seed: bytes) -> Settings:
-        """What the pure core needs to know."""
+    def core(self, seed: bytes, generation: int) -> Settings:
+        """What the pure core needs to know. `generation` is that of the keys in force."""
         return Settings(
             runtime_image=self.runtime_image,
             sidecar_image=self.sidecar_image,
@@ -122,10 +134,12 @@ class OperatorSettings:
             image_pull_secrets=self.image_pull_secrets,
             fault_injection=self.fault_injection,
             key_seed=seed,
+            key_generation=generation,
             bus_url=self.bus_url,
             bus_username=self.bus_username,
             bus_password=_file(self.bus_password_file, "BUS_PASSWORD_FILE"),
             bus_ca=self._ca(),
+            bus_per_run_users=bool(self.bus_url) and self.bus_per_run_users,
             log_format=self.log_format,
         )
 
@@ -136,7 +150,7 @@ def _parse(variable: str, text: str, kind: Any) -> Any:
         return text.lower() == "true"
     if kind is int:
         if not text.isdigit() or int(text) > 65535:
-            raise SettingsError(f"{variable} is {text!r}; it must be a port from 0 to 65535")
+            raise SettingsError(f"{variable} is {text!r}; it must be a number from 0 to 65535")
         return int(text)
     if kind is str:
         return text

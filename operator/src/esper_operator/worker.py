@@ -9,9 +9,10 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from esper_leyline.incidents import FIELD
 from esper_leyline.labels import claim_name
 from esper_leyline.reasons import RunReason
 
@@ -46,6 +47,7 @@ from esper_operator.model import (
     RunKey,
     Secret,
     Settings,
+    SignalRecord,
     StatusChange,
 )
 from esper_operator.queue import WorkQueue
@@ -134,19 +136,36 @@ class Reconciler:
             self.pace.forget(key)
             return "gone"
         run_context.set({"run": str(key), "uid": run.uid, "generation": run.generation})
+        if self.signals.recording(run.uid):
+            return "ok"  # the status speaks of a signal when it is on record; whoever records it wakes the run then
         seen = await self.look(run)
         plan = decide(seen)
         applied = await self.applier.apply(seen, plan)
         change = next_status(seen, plan, applied)
-        if plan.job is not None or plan.signal is not None or plan.deletions:
-            logger.info("%s: %s", plan.verdict.reason, plan.verdict.message)
-            self.metrics.count("esper_decisions_total", str(plan.verdict.reason))
+        self.note(plan, applied.signal)
         await self._say(run, change)
         self._look_again(key, plan, applied)
         return "refused" if applied.refused else "ok"
 
+    def note(self, plan: Plan, signal: SignalRecord | None) -> None:
+        """For people: that something was decided, and what was sent for it."""
+        if plan.job is not None or plan.signal is not None or plan.deletions:
+            told = {FIELD: signal.signal_id} if signal is not None else {}
+            logger.info("%s: %s", plan.verdict.reason, plan.verdict.message, extra=told)
+            self.metrics.count("esper_decisions_total", str(plan.verdict.reason))
+
     async def look(self, run: Run) -> Observation:
         """One consistent look at the run: caches, and what is not worth a cache."""
+        seen = self.glance(run)
+        return replace(
+            seen,
+            claim=await self._claim(run, seen.pods),
+            secrets=await self._secrets(run, seen.jobs),
+            signal=await self.signals.last(run) if seen.jobs or run.status.attempt else None,
+        )
+
+    def glance(self, run: Run) -> Observation:
+        """What the caches say, at once: without the claim, the Secrets and the last signal."""
         key = run.key
         jobs, pods = observe.children_of(
             run, (entry.value for entry in self.jobs.of(key)), (entry.value for entry in self.pods.of(key))
@@ -158,13 +177,10 @@ class Reconciler:
             settings=self.settings,
             jobs=jobs,
             pods=pods,
-            claim=await self._claim(run, pods),
-            secrets=await self._secrets(run, jobs),
             reports=self.intake.of(run.uid),
             report_age_s=self.intake.age_s(run.uid, run.status.attempt),
             report_cursor=self.intake.cursor(run.uid),
             broadcasts=self._broadcasts(run),
-            signal=await self.signals.last(run) if jobs or run.status.attempt else None,
             claim_user=self.runs.senior_on_claim(key),
             resume=_source(self.runs.get(RunKey(key.namespace, resume.run_name))) if resume else None,
         )
@@ -214,6 +230,8 @@ class Reconciler:
             await self._write_status(run, change)
         moment = _moment(change)
         for record in change.events:
+            if record.incident:
+                logger.info("%s: %s", record.reason, record.message, extra={FIELD: record.incident})
             self.events.post(Subject.of(run), record, moment=moment)
 
     async def _write_status(self, run: Run, change: StatusChange) -> None:

@@ -48,6 +48,8 @@ RECOVERY_DETECTED_NS = "ESPER_RECOVERY_DETECTED_NS"
 """CLOCK_MONOTONIC when the supervisor noticed that death."""
 RECOVERY_STEP = "ESPER_RECOVERY_STEP"
 """Last step in the dead trainer's heartbeat."""
+RECOVERY_INCIDENT = "ESPER_RECOVERY_INCIDENT"
+"""Name of that death (esper_leyline.incidents)."""
 
 RESERVED = frozenset(
     {

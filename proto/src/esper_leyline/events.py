@@ -7,6 +7,7 @@ from esper_leyline.v1.common_pb2 import (
     MESSAGE_PRIORITY_HIGH,
     MESSAGE_PRIORITY_LOW,
     MESSAGE_PRIORITY_NORMAL,
+    HealthStatus,
     MessagePriority,
 )
 
@@ -21,7 +22,7 @@ class Level(StrEnum):
 
 
 class RunEvent(StrEnum):
-    """What a line of the record is about."""
+    """What a line of the record, or a telemetry packet on the bus, is about."""
 
     # The course of training
     STARTED = "tolaria.trainer.started"
@@ -41,6 +42,7 @@ class RunEvent(StrEnum):
     ROLLBACK_COMPLETED = "tolaria.rollback.completed"
     RECOVERY_COMPLETED = "tolaria.recovery.completed"
     RESTORE_FAILED = "tolaria.rollback.restore_failed"
+    ROLLBACK_DEADLINE = "rollback_deadline_triggered"
     STALL_DETECTED = "tolaria.stall_detected"
     CHECKPOINT_COMMITTED = "tolaria.checkpoint.committed"
     CHECKPOINT_FAILED = "tolaria.checkpoint.failed"
@@ -74,6 +76,18 @@ class RunEvent(StrEnum):
     PROFILER_TRACE = "tolaria.profiler.trace"
     PROFILER_FAILED = "tolaria.profiler.export_failed"
 
+    # Of weatherlight: on the bus alone
+    SIGNAL_RECEIVED = "emergency_signal_received"
+    WORKER_ERROR = "worker_error"
+    WORKER_RESTARTED = "worker_restarted"
+    WORKER_CRASH_LOOP = "worker_crash_loop"
+    SYSTEM_MODE_CHANGED = "system_mode_changed"
+    PREFLIGHT_FAILED = "preflight_failed"
+    BUS_CONSERVATIVE_ENTER = "oona_conservative_enter"
+    BUS_CONSERVATIVE_PROBE = "oona_conservative_probe"
+    BUS_CONSERVATIVE_EXIT = "oona_conservative_exit"
+    BUS_CLOCK_SKEW = "oona_clock_skew"
+
 
 _RECOVERY = "kind, cause, tier, fromStep, toStep, detectMs, recoverMs, verified"
 MEANING: dict[RunEvent, tuple[str, str]] = {
@@ -98,6 +112,7 @@ MEANING: dict[RunEvent, tuple[str, str]] = {
     RunEvent.ROLLBACK_COMPLETED: ("The trainer is back at a good state, in place", _RECOVERY),
     RunEvent.RECOVERY_COMPLETED: ("A new trainer process goes on where an earlier one ended", _RECOVERY),
     RunEvent.RESTORE_FAILED: ("A tier of rollback failed", ""),
+    RunEvent.ROLLBACK_DEADLINE: ("A tier of rollback took longer than it may", ""),
     RunEvent.STALL_DETECTED: ("The trainer before this one hung", "detectMs"),
     RunEvent.CHECKPOINT_COMMITTED: (
         "The state of the checkpoints after a save, or at the start",
@@ -129,8 +144,85 @@ MEANING: dict[RunEvent, tuple[str, str]] = {
     RunEvent.FEATURE_FALLBACK: ("A feature that was asked for is off", ""),
     RunEvent.PROFILER_TRACE: ("A trace was written", ""),
     RunEvent.PROFILER_FAILED: ("A trace could not be written", ""),
+    RunEvent.SIGNAL_RECEIVED: ("An emergency signal of the operator took effect", ""),
+    RunEvent.WORKER_ERROR: ("A part of weatherlight failed, hung or stopped", ""),
+    RunEvent.WORKER_RESTARTED: ("It was started again", ""),
+    RunEvent.WORKER_CRASH_LOOP: ("It failed too often, and the container ends", ""),
+    RunEvent.SYSTEM_MODE_CHANGED: ("The pod is degraded, or operational again", ""),
+    RunEvent.PREFLIGHT_FAILED: ("Redis can be reached and is not as it must be", ""),
+    RunEvent.BUS_CONSERVATIVE_ENTER: ("Redis has failed several times: it is left alone between probes", ""),
+    RunEvent.BUS_CONSERVATIVE_PROBE: ("The first probe since then; the later ones are only counted", ""),
+    RunEvent.BUS_CONSERVATIVE_EXIT: ("It answers again", ""),
+    RunEvent.BUS_CLOCK_SKEW: ("The clocks of pod and Redis differ, or no longer do", ""),
 }
 """In a sentence, and what its `fields` hold beside reason and message."""
+
+_INFO, _WARNING, _ERROR, _CRITICAL = ((level,) for level in Level)
+LEVELS: dict[RunEvent, tuple[Level, ...]] = {
+    RunEvent.STARTED: _INFO,
+    RunEvent.ENDED: (Level.INFO, Level.CRITICAL),
+    RunEvent.TRAINER_FAILED: _ERROR,
+    RunEvent.TRANSITION: (Level.INFO, Level.WARNING, Level.ERROR),
+    RunEvent.PROGRESS: _INFO,
+    RunEvent.EPOCH: _INFO,
+    RunEvent.METRICS: _INFO,
+    RunEvent.NOTICE: (Level.INFO, Level.WARNING),
+    RunEvent.RUN_COMPLETED: _INFO,
+    RunEvent.RUN_FAILED: _CRITICAL,
+    RunEvent.FAULT_INJECTED: _WARNING,
+    RunEvent.ROLLBACK_STARTED: _WARNING,
+    RunEvent.ROLLBACK_COMPLETED: _WARNING,
+    RunEvent.RECOVERY_COMPLETED: _WARNING,
+    RunEvent.RESTORE_FAILED: _CRITICAL,
+    RunEvent.ROLLBACK_DEADLINE: _CRITICAL,
+    RunEvent.STALL_DETECTED: _ERROR,
+    RunEvent.CHECKPOINT_COMMITTED: _INFO,
+    RunEvent.CHECKPOINT_FAILED: _ERROR,
+    RunEvent.TAMIYO_ERROR: _WARNING,
+    RunEvent.TAMIYO_TIMEOUT: _WARNING,
+    RunEvent.KASMINA_ERROR: _WARNING,
+    RunEvent.KASMINA_TIMEOUT: _WARNING,
+    RunEvent.CONSERVATIVE_ENTERED: _WARNING,
+    RunEvent.CONSERVATIVE_CLEARED: _INFO,
+    RunEvent.BREAKER_OPENED: _WARNING,
+    RunEvent.BREAKER_CLOSED: _INFO,
+    RunEvent.HOOK_BUDGET_EXCEEDED: _WARNING,
+    RunEvent.COMMAND_ACCEPTED: _INFO,
+    RunEvent.COMMAND_REJECTED: (Level.WARNING, Level.ERROR, Level.CRITICAL),
+    RunEvent.COMMAND_EXPIRED: _WARNING,
+    RunEvent.ESCALATED: (Level.WARNING, Level.CRITICAL),
+    RunEvent.DEESCALATED: _INFO,
+    RunEvent.HALT: _CRITICAL,
+    RunEvent.ACKNOWLEDGED: _WARNING,
+    RunEvent.DEGRADED: _WARNING,
+    RunEvent.MENDED: _INFO,
+    RunEvent.LR_VIOLATION: _WARNING,
+    RunEvent.OPTIMIZER_REBUILT: _INFO,
+    RunEvent.COMPILE_FALLBACK: _WARNING,
+    RunEvent.GRAPH_FALLBACK: _WARNING,
+    RunEvent.FEATURE_FALLBACK: _WARNING,
+    RunEvent.PROFILER_TRACE: _INFO,
+    RunEvent.PROFILER_FAILED: _WARNING,
+    RunEvent.SIGNAL_RECEIVED: _CRITICAL,
+    RunEvent.WORKER_ERROR: _WARNING,
+    RunEvent.WORKER_RESTARTED: _WARNING,
+    RunEvent.WORKER_CRASH_LOOP: _CRITICAL,
+    RunEvent.SYSTEM_MODE_CHANGED: (Level.INFO, Level.WARNING),
+    RunEvent.PREFLIGHT_FAILED: _ERROR,
+    RunEvent.BUS_CONSERVATIVE_ENTER: _WARNING,
+    RunEvent.BUS_CONSERVATIVE_PROBE: _INFO,
+    RunEvent.BUS_CONSERVATIVE_EXIT: _INFO,
+    RunEvent.BUS_CLOCK_SKEW: (Level.INFO, Level.WARNING),
+}
+"""How bad it can be, mildest first; most events are always the same."""
+
+HEALTH: dict[Level, HealthStatus] = {
+    Level.INFO: HealthStatus.HEALTH_STATUS_HEALTHY,
+    Level.WARNING: HealthStatus.HEALTH_STATUS_DEGRADED,
+    Level.ERROR: HealthStatus.HEALTH_STATUS_UNHEALTHY,
+    Level.CRITICAL: HealthStatus.HEALTH_STATUS_CRITICAL,
+}
+"""What an event says of its writer."""
 
 
 PRIORITY: dict[Level, MessagePriority] = {
@@ -143,6 +235,12 @@ LOW = frozenset({RunEvent.PROGRESS, RunEvent.METRICS})
 """Dropped before all others where there is no room."""
 
 
+def level_of(event: RunEvent, wanted: Level) -> Level:
+    """The level of one occurrence: as wanted where the catalogue leaves it open, else what the catalogue says."""
+    held = LEVELS[event]
+    return wanted if wanted in held else held[0]
+
+
 def priority(event: RunEvent, level: Level) -> MessagePriority:
     """Of a line, by which a full queue chooses what to drop."""
     return MESSAGE_PRIORITY_LOW if event in LOW and level is Level.INFO else PRIORITY[level]
@@ -150,10 +248,10 @@ def priority(event: RunEvent, level: Level) -> MessagePriority:
 
 def reference() -> str:
     """docs/reference/record.md."""
-    lines = [*_INTRODUCTION.strip().splitlines(), "", "| Event | Meaning | Fields |", "|---|---|---|"]
+    lines = [*_INTRODUCTION.strip().splitlines(), "", "| Event | Level | Meaning | Fields |", "|---|---|---|---|"]
     for event, (meaning, held) in MEANING.items():
         fields = ", ".join(f"`{name}`" for name in held.split(", ") if held)
-        lines.append(f"| `{event}` | {meaning}. | {fields} |")
+        lines.append(f"| `{event}` | {', '.join(LEVELS[event])} | {meaning}. | {fields} |")
     return "\n".join(lines) + "\n"
 
 
@@ -172,7 +270,7 @@ edit.
 | `attempt`, `incarnation` | of the run, of its pod |
 | `step` | where training was |
 | `level` | INFO, WARNING, ERROR or CRITICAL |
-| `event`, `fields` | see below; most have `reason` and `message` |
+| `event`, `fields` | see below; most have `reason` and `message`, parts of an incident its id in `incident` |
 | `repeats`, `count` | the line stands for so many more of the line with that id, within its epoch |
 | `dropped` | lines before this one that found no room in the queue, by priority |
 | `lost` | lines before this one that the volume did not take |

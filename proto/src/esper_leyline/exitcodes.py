@@ -28,6 +28,21 @@ class ExitCode(IntEnum):
     """SIGTERM handled: state saved, resume later. The Job replaces the pod."""
 
 
+class SidecarExit(IntEnum):
+    """Of the containers weatherlight, kasmina and tamiyo. Anything else is a crash of their PID 1."""
+
+    STOPPED = 0
+    """On request."""
+    CRASH_LOOP = 70
+    """A part of it failed again and again."""
+    VOLUME = 74
+    """The run's memory volume cannot be written."""
+    KEY = 77
+    """A key is missing or malformed."""
+    CONFIG = 78
+    """The environment is unusable: a bug between operator and runtime."""
+
+
 class CliExit(IntEnum):
     """Of the esper command."""
 

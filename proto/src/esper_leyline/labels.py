@@ -24,6 +24,8 @@ CONFIG_HASH = "esper.dev/config-hash"
 """Annotation on <run>-config and on pods (touched so that the kubelet refreshes mounts at once)."""
 APPLIED_HASH = "esper.dev/applied-hash"
 """Annotation on children that the operator applies: digest of what it last applied, so that it need not again."""
+KEY_GENERATION = "esper.dev/key-generation"
+"""Annotation on the seed Secret and on <run>-keys: number of the keys in force; it only rises."""
 SIGNAL = "esper.dev/signal"
 """Annotation on pods: '<term>.<seq>' of the newest emergency signal; the touch of emergency leg 3."""
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
@@ -59,6 +61,14 @@ def keys_secret_name(run: str) -> str:
 
 def bus_secret_name(run: str) -> str:
     return f"{run}-bus"
+
+
+BUS_USER_PREFIX = "run-"
+
+
+def bus_user_name(run_uid: str) -> str:
+    """Of the run's own user in Redis."""
+    return f"{BUS_USER_PREFIX}{run_uid}"
 
 
 def claim_name(run: str) -> str:

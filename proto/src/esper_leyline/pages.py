@@ -10,9 +10,10 @@ import mmap
 import os
 import struct
 from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 WORDS = 8
 SLOT_BYTES = 8 * WORDS
@@ -157,7 +158,7 @@ EMERGENCY_ORDER_WORD = 1
 
 @dataclass(frozen=True, slots=True)
 class EmergencyRecord:
-    """The emergency page (one slot), written by weatherlight: the newest signal for this pod."""
+    """One signal as the emergency page carries it."""
 
     term: int
     seq: int
@@ -206,6 +207,89 @@ class EmergencyRecord:
             arrived_ns=arrived_ns,
             source=(flags >> 16) & 0xFF,
         )
+
+
+class EmergencyPage:
+    """Signals for this pod, newest first in slot 0 and a ring of the last ones behind it; weatherlight is the writer.
+
+    A reader remembers the order of what it has read and takes what is newer, so no signal replaces an unread one as
+    long as at most RING of them come between two looks; of more, the newest remain.
+    """
+
+    RING: Final = 15
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    @classmethod
+    def create(cls, path: Path) -> "EmergencyPage":
+        """For the writer. What is in an existing page stays."""
+        return cls(Page.create(path, slots=1 + cls.RING))
+
+    @classmethod
+    def open(cls, path: Path) -> "EmergencyPage":
+        """For a reader. PageError when it is not there yet."""
+        return cls(Page.open(path))
+
+    def publish(self, record: EmergencyRecord) -> None:
+        """The ring first: who sees the order in slot 0 finds the record there too."""
+        words = record.words()
+        kept = {slot: one.order for slot, one in self._ring()}
+        if record.order not in kept.values():
+            self.page.write(self._place(kept), words)
+        self.page.write(0, words)
+
+    def _place(self, kept: Mapping[int, int]) -> int:
+        """A torn or empty slot of the ring, else the oldest. Not by the signal's number: the numbers of a new term may
+        begin anywhere, and would replace unread ones of the term before."""
+        return min(range(1, self.page.slots), key=lambda slot: kept.get(slot, 0))
+
+    def recover(self) -> EmergencyRecord | None:
+        """For the writer, which may have died anywhere inside `publish`, or here: the newest whole record, which is
+        then in slot 0 again. What is whole is not touched, so no death can lose it."""
+        found = [record for _, record in self._ring()]
+        shown = None
+        with contextlib.suppress(PageError):
+            shown = self.newest()
+        newest = max((*found, *([] if shown is None else [shown])), key=lambda record: record.order, default=None)
+        if newest is not None and not (newest == shown and newest in found):
+            self.publish(newest)
+        return newest
+
+    def newest(self) -> EmergencyRecord | None:
+        """None before the first signal. PageError when the slot is torn."""
+        return EmergencyRecord.of(self.page.read())
+
+    def since(self, order: int) -> list[EmergencyRecord]:
+        """What is newer, in order. PageError when slot 0 is torn; a torn slot of the ring is left out."""
+        newest = self.newest()
+        if newest is None or newest.order <= order:
+            return []
+        found = {record.order: record for _, record in self._ring() if order < record.order <= newest.order}
+        found[newest.order] = newest
+        return [found[key] for key in sorted(found)]
+
+    def standing(self, attempt: int) -> list[EmergencyRecord]:
+        """What a process of `attempt` that begins now has to know: the newest signal, and before it the stop that is
+        in force although the newest lifts another. What was in force before is not its business."""
+        known = self.since(0)
+        lifted = {record.signal_id for record in known if record.clear}
+        ours = [record for record in known[:-1] if record.attempt in (0, attempt) and not record.clear]
+        newest = known[-1:]
+        if not newest or not newest[0].clear or not ours or ours[-1].signal_id in lifted:
+            return newest
+        return [ours[-1], *newest]
+
+    def _ring(self) -> Iterator[tuple[int, EmergencyRecord]]:
+        """Whole records with their slots."""
+        for slot in range(1, self.page.slots):
+            with contextlib.suppress(PageError):
+                record = EmergencyRecord.of(self.page.read(slot))
+                if record is not None:
+                    yield slot, record
+
+    def close(self) -> None:
+        self.page.close()
 
 
 def _checksum(words: tuple[int, ...]) -> int:

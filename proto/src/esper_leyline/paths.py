@@ -77,4 +77,4 @@ def attempt_dir(run_uid: str, attempt: int) -> str:
 
 
 EXPORT_DIR = "export"
-"""Below <root>/<run-uid>/: the exported model, model.safetensors with model.json."""
+"""Below <root>/<run-uid>/: the exported model, model.safetensors (or parts of it and an index) with model.json."""

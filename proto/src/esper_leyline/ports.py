@@ -6,6 +6,8 @@ KASMINA_HTTP = 9402
 TAMIYO_HTTP = 9403
 TOLARIA_HTTP = 9404
 """/livez and /metrics of the supervisor."""
+NISSA_HTTP = 9405
+"""Of the export of run events."""
 RENDEZVOUS = 29500
 OPERATOR_HTTP = 8080
 REDIS = 6379

@@ -1,6 +1,7 @@
 """CamelCase reasons: of conditions, history entries, Events, reports and rejections. One list for all sides."""
 
 from enum import StrEnum
+from typing import Final
 
 
 class RunReason(StrEnum):
@@ -42,6 +43,14 @@ class RunReason(StrEnum):
     REPORTS_LOST = "ReportsLost"
     SIDECAR_DOWN = "SidecarDown"
     BUS_UNAVAILABLE = "BusUnavailable"
+    BUS_UNUSABLE = "BusUnusable"
+    """Redis answers and is not as it must be: too old, a replica, or its user may not do what it has to."""
+    CLOCK_SKEW = "ClockSkew"
+    """The clocks of pod and Redis differ. Nothing goes by them but times that people read."""
+    WORKER_FAILED = "WorkerFailed"
+    """A part of weatherlight failed and is started again, or has stopped."""
+    SYSTEM_DEGRADED = "SystemDegraded"
+    SYSTEM_OPERATIONAL = "SystemOperational"
     PAGE_UNREADABLE = "PageUnreadable"
     """The trainer's heartbeat cannot be read."""
     JOURNAL_DAMAGED = "JournalDamaged"
@@ -147,10 +156,13 @@ class CommandRejection(StrEnum):
     """Why Kasmina refused a command, in the order of its checks."""
 
     VERIFIER_UNAVAILABLE = "verifier_unavailable"
+    HALTED = "halted"
+    """The run is halted: no command acts."""
     MISSING_SIGNATURE = "missing_signature"
     UNKNOWN_KEY_ID = "unknown_key_id"
     INVALID_SIGNATURE = "invalid_signature"
     MALFORMED = "malformed"
+    WRONG_VERSION = "wrong_version"
     WRONG_RUN = "wrong_run"
     MISSING_COMMAND_ID = "missing_command_id"
     UNKNOWN_PACKET = "unknown_packet"
@@ -160,6 +172,22 @@ class CommandRejection(StrEnum):
     """Nonce or command id were used before."""
     NONCE_LEDGER_FULL = "nonce_ledger_full"
     """More commands inside one freshness window than can be remembered; refused rather than one forgotten."""
+    EXPIRED = "expired"
+    """Its own execution deadline was over before it could act. The trainer's word, not Kasmina's."""
+
+
+SUSPECT_COMMANDS: Final = frozenset(
+    {
+        CommandRejection.MISSING_SIGNATURE,
+        CommandRejection.UNKNOWN_KEY_ID,
+        CommandRejection.INVALID_SIGNATURE,
+        CommandRejection.WRONG_RUN,
+        CommandRejection.UNKNOWN_PACKET,
+        CommandRejection.STALE_COMMAND,
+        CommandRejection.NONCE_REPLAYED,
+    }
+)
+"""Whoever sent such a command is not Tamiyo as it should be: told as CRITICAL."""
 
 
 class SignalRejection(StrEnum):
@@ -169,6 +197,7 @@ class SignalRejection(StrEnum):
     MISSING_SIGNATURE = "missing_signature"
     UNKNOWN_KEY_ID = "unknown_key_id"
     INVALID_SIGNATURE = "invalid_signature"
+    WRONG_VERSION = "wrong_version"
     WRONG_RUN = "wrong_run"
     WRONG_ATTEMPT = "wrong_attempt"
     REPLAYED = "replayed"

@@ -1,8 +1,12 @@
 """Ed25519 keys per run and role, and signatures over the exact bytes carried.
 
 One seed belongs to the operator; every key is derived from it (HKDF-SHA256 over role, run UID and generation), so
-nothing needs to be stored but the seed. A key id is 16 hex digits of the public key's SHA-256. Public key files may
-hold several keys, one hex line each: that is rotation.
+nothing needs to be stored but the seed. A key id is 16 hex digits of the public key's SHA-256.
+
+Two keys of a role are active at any time. A public key file holds the key in force and the next one, one hex line
+each, so that the first message under a new key finds pods that know it; when the file follows, the key before is
+worth nothing. The operator, whom reports reach that were signed before a rotation, accepts the key in force and the
+one before.
 """
 
 import hashlib
@@ -67,10 +71,7 @@ class SigningKey:
     @classmethod
     def derive(cls, seed: bytes, run_uid: str, role: Role, generation: int = 1) -> "SigningKey":
         """The key of `role` in the run, from the operator's seed of at least 32 bytes."""
-        if len(seed) < SEED_BYTES:
-            raise ValueError(f"the key seed has {len(seed)} bytes; at least {SEED_BYTES} are needed")
-        info = _DOMAIN + f"{role}/{run_uid}/{generation}".encode()
-        return cls.of_bytes(HKDF(SHA256(), 32, salt=None, info=info).derive(seed))
+        return cls.of_bytes(_derived(seed, role, run_uid, generation))
 
     @classmethod
     def of_bytes(cls, raw: bytes) -> "SigningKey":
@@ -102,6 +103,12 @@ class Verifier:
         """From a public key file: one hex line per active key."""
         return cls(Ed25519PublicKey.from_public_bytes(bytes.fromhex(line)) for line in text.split())
 
+    @classmethod
+    def derive(cls, seed: bytes, run_uid: str, role: Role, generation: int) -> "Verifier":
+        """Of who receives what pods signed, and reads what was signed before a rotation."""
+        known = (g for g in (generation, generation - 1) if g >= 1)
+        return cls.from_text("".join(SigningKey.derive(seed, run_uid, role, g).public_text() for g in known))
+
     def check(self, key_id: str, signature: bytes, message: bytes) -> None:
         """SignatureError unless `signature` over `message` is by the key of that id."""
         if not signature:
@@ -120,6 +127,24 @@ class Verifier:
     def check_command(self, signed: SignedCommand, run_uid: str) -> None:
         security = signed.security
         self.check(security.key_id, security.signature, command_bytes(signed.command, security, run_uid))
+
+
+def announced(seed: bytes, run_uid: str, role: Role, generation: int) -> str:
+    """Content of a pod's public key file: the key in force, and the next."""
+    active = (generation, generation + 1)
+    return "".join(SigningKey.derive(seed, run_uid, role, g).public_text() for g in active)
+
+
+def bus_password(seed: bytes, run_uid: str, generation: int = 1) -> str:
+    """Of the run's own user in Redis: derived like its keys, so that nothing needs to be stored but the seed."""
+    return _derived(seed, "bus", run_uid, generation).hex()
+
+
+def _derived(seed: bytes, purpose: str, run_uid: str, generation: int) -> bytes:
+    if len(seed) < SEED_BYTES:
+        raise ValueError(f"the key seed has {len(seed)} bytes; at least {SEED_BYTES} are needed")
+    info = _DOMAIN + f"{purpose}/{run_uid}/{generation}".encode()
+    return HKDF(SHA256(), 32, salt=None, info=info).derive(seed)
 
 
 def key_id_of(key: Ed25519PublicKey) -> str:
@@ -168,8 +193,10 @@ def seal(
     key: SigningKey,
     priority: MessagePriority = MessagePriority.MESSAGE_PRIORITY_NORMAL,
     correlation_id: str = "",
+    nonce: bytes = b"",
 ) -> BusEnvelope:
-    """A signed envelope around `payload`, at most 256 KiB."""
+    """A signed envelope around `payload`, at most 256 KiB. Give a `nonce` of 16 bytes to what may be sealed again and
+    must then be the same message."""
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"payload of {len(payload)} bytes; at most {MAX_PAYLOAD}")
     envelope = BusEnvelope(
@@ -177,7 +204,7 @@ def seal(
         payload=payload,
         priority=priority,
         key_id=key.key_id,
-        nonce=os.urandom(16),
+        nonce=nonce or os.urandom(16),
         run_uid=run_uid,
         correlation_id=correlation_id,
     )

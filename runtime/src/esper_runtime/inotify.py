@@ -15,6 +15,7 @@ class Change(IntFlag):
     """Bits of inotify(7)."""
 
     MODIFY = 0x2
+    ATTRIB = 0x4
     CLOSE_WRITE = 0x8
     MOVED_FROM = 0x40
     MOVED_TO = 0x80

@@ -1,13 +1,15 @@
 """One boundary after the other with real kasmina and tamiyo processes."""
 
+import os
+import subprocess
+import sys
 import threading
-from pathlib import Path
 
 from esper_leyline.v1.command_pb2 import AdaptationCommand, CommandType, RiskReason
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
 from esper_runtime.tolaria.handshake import Boundary, BoundaryResult
 
-from tests.support.sidecars import Sidecars, wait_until
+from tests.support.sidecars import Sidecars
 from tests.support.waiting import PATIENT_S
 
 PATIENT = {"soft_deadline_s": PATIENT_S, "hard_deadline_s": PATIENT_S}
@@ -67,16 +69,48 @@ def test_a_validation_regression_scales_the_learning_rate_and_a_broken_loss_roll
     assert broken.rollback.reason == "training loss is nan: roll back"
 
 
-def test_nothing_of_grpc_is_left_between_boundaries(sidecars: Sidecars) -> None:
-    """Loader workers are forked between boundaries; a fork beside gRPC's threads may hang the child."""
+def test_a_fork_between_boundaries_finds_nothing_of_grpc_that_the_child_has_to_end(sidecars: Sidecars) -> None:
+    """User code may fork there, and a child that takes down its interpreter would wait for gRPC's threads."""
     for name in ("kasmina", "tamiyo"):
         sidecars.start(name)
-    before = threads()
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING_TRAINER, str(sidecars.run_dir), sidecars.run_uid],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENT_S,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
+
+
+FORKING_TRAINER = """
+import os, sys
+from pathlib import Path
+from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
+from esper_runtime.tolaria.handshake import Boundary
+boundary = Boundary(Path(sys.argv[1]), run_uid=sys.argv[2], attempt=1, soft_deadline_s=10.0, hard_deadline_s=10.0)
+for epoch in range(5):
+    answer = boundary.exchange(SystemStatePacket(current_epoch=epoch, global_step=epoch, training_loss=1.0))
+    assert answer.command is not None, answer
+    assert boundary.idle
+    child = os.fork()
+    if child == 0:
+        sys.exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+sys.exit(7)
+"""
+
+
+def test_boundaries_make_no_threads_and_no_descriptors_once_the_first_was_there(sidecars: Sidecars) -> None:
+    for name in ("kasmina", "tamiyo"):
+        sidecars.start(name)
+    others = set(threading.enumerate())
     boundary = Boundary(sidecars.run_dir, run_uid=sidecars.run_uid, attempt=1, **PATIENT)
-    for epoch in range(3):
+    commanded(boundary.exchange(packet(0)))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for epoch in range(1, 20):
         commanded(boundary.exchange(packet(epoch)))
-        wait_until(lambda: boundary.idle and threads() == before, "gRPC's threads ended")
-
-
-def threads() -> int:
-    return len(list(Path("/proc/self/task").iterdir())) - (threading.active_count() - 1)
+    assert [thread.name for thread in set(threading.enumerate()) - others] == ["boundary"]
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    boundary.close()
+    assert set(threading.enumerate()) <= others

@@ -8,10 +8,16 @@ from typing import Any
 
 import grpc
 import pytest
-from esper_leyline.exitcodes import ExitCode
+from esper_leyline.exitcodes import SidecarExit
 from esper_leyline.reasons import CommandRejection
 from esper_leyline.signing import Role, SigningKey, sign_command
-from esper_leyline.v1.command_pb2 import AdaptationCommand, CommandVerdict, DecisionMetadata, OpenBoundaryRequest
+from esper_leyline.v1.command_pb2 import (
+    AdaptationCommand,
+    CommandType,
+    CommandVerdict,
+    DecisionMetadata,
+    OpenBoundaryRequest,
+)
 from esper_leyline.v1.command_pb2_grpc import KasminaAuthorityServiceStub, TamiyoPolicyServiceStub
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
 
@@ -39,6 +45,7 @@ class Authority:
         command = AdaptationCommand(
             version=1,
             command_id=command_id,
+            command_type=CommandType.COMMAND_TYPE_NO_OPERATION,
             metadata=DecisionMetadata(training_run_id=run_uid, packet_id=packet_id),
         )
         self.sent = sign_command(command, run_uid=run_uid, key=key or self.key)
@@ -60,6 +67,7 @@ def authority(kasmina: Sidecar, sidecars: Sidecars) -> Iterator[Authority]:
         yield made
 
 
+@pytest.mark.row("K63", "T07")
 def test_kasmina_accepts_once_and_refuses_forgeries_replays_and_other_runs(
     authority: Authority, kasmina: Sidecar
 ) -> None:
@@ -80,6 +88,7 @@ def test_kasmina_accepts_once_and_refuses_forgeries_replays_and_other_runs(
         assert kasmina.metric(metric) == 1
 
 
+@pytest.mark.row("K63", "T07")
 def test_a_restarted_kasmina_refuses_everything_from_before(authority: Authority, kasmina: Sidecar) -> None:
     assert authority.submit(authority.open()).accepted
     dead = kasmina.worker()
@@ -99,10 +108,10 @@ def test_a_boundary_of_another_run_is_not_opened(authority: Authority) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ({"version": 2}, grpc.StatusCode.INVALID_ARGUMENT, "version is 2; this Tamiyo reads 1"),
+        ({"version": 2}, grpc.StatusCode.INVALID_ARGUMENT, "version is 2; it must be 1"),
         ({"training_run_id": "other"}, grpc.StatusCode.FAILED_PRECONDITION, "training_run_id is 'other'"),
-        ({"packet_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "packet_id has 0 characters"),
-        ({"packet_id": "a" * 65}, grpc.StatusCode.INVALID_ARGUMENT, "packet_id has 65 characters"),
+        ({"packet_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "packet_id is missing"),
+        ({"packet_id": "a" * 65}, grpc.StatusCode.INVALID_ARGUMENT, "packet_id has 65 bytes; at most 64"),
     ],
 )
 def test_tamiyo_refuses_what_it_cannot_answer(
@@ -135,7 +144,7 @@ def test_the_socket_is_for_the_group_and_goes_with_the_sidecar(sidecars: Sidecar
     [
         ("kasmina", "tamiyo.pub", None, "tamiyo.pub is missing; the operator mounts it from the Secret <run>-keys"),
         ("kasmina", "tamiyo.pub", "zz\n", "tamiyo.pub holds no public keys, one of 64 hex digits a line"),
-        ("kasmina", "tamiyo.pub", "", "at least one public key"),
+        ("kasmina", "tamiyo.pub", "", "tamiyo.pub holds no public keys"),
         ("tamiyo", "tamiyo.key", None, "tamiyo.key is missing; the operator mounts it from the Secret <run>-keys"),
         ("tamiyo", "tamiyo.key", "abcdef", "tamiyo.key holds no private key of 64 hex digits"),
     ],
@@ -146,7 +155,7 @@ def test_an_unusable_key_ends_the_container_with_words(
     path = sidecars.directory / "keys" / name / item
     path.unlink() if content is None else path.write_text(content)
     sidecar = sidecars.start(name, ready=False)
-    assert sidecar.process.wait(timeout=PATIENT_S) == ExitCode.CONFIG
+    assert sidecar.process.wait(timeout=PATIENT_S) == SidecarExit.KEY
     log = sidecar.log.read_text()
     assert words in log
     assert "abcdef" not in log  # a private key's text is never repeated
@@ -156,7 +165,7 @@ def test_an_unusable_key_ends_the_container_with_words(
 def test_something_else_at_the_sockets_place_is_named(sidecars: Sidecars) -> None:
     (sidecars.run_dir / "kasmina.sock").write_text("mine")
     sidecar = sidecars.start("kasmina", ready=False)
-    assert sidecar.process.wait(timeout=PATIENT_S) == ExitCode.CONFIG
+    assert sidecar.process.wait(timeout=PATIENT_S) == SidecarExit.CONFIG
     assert "kasmina.sock is in the way and no socket; remove it" in sidecar.log.read_text()
     assert (sidecars.run_dir / "kasmina.sock").read_text() == "mine"
 

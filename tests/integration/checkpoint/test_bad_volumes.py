@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from esper_runtime.checkpoint import CheckpointDirError, SaveError, Store, Wal, WalState
+from esper_runtime.checkpoint.shards import MAX_FILE_BYTES
 from esper_runtime.checkpoint.wal import Kind
 
 from tests.support.checkpoints import same_tensors, training_state
@@ -40,8 +41,9 @@ def store(root: Path, **rest: object) -> Store:
     return made
 
 
-def test_a_full_volume_keeps_what_it_has(small: Path):
-    first = store(small)
+@pytest.mark.parametrize("limit", [MAX_FILE_BYTES, 65_536])
+def test_a_full_volume_keeps_what_it_has(small: Path, limit: int):
+    first = store(small, max_file_bytes=limit)
     first.save(training_state(10, elements=ELEMENTS))
     ballast = small / "ballast"
     ballast.write_bytes(bytes(400_000))
@@ -146,3 +148,14 @@ def test_a_limit_met_in_the_middle_of_a_save_leaves_nothing(tmp_path: Path, larg
     loaded = first.load_newest()
     assert loaded is not None
     assert loaded.step == 10
+
+
+def test_a_state_larger_than_the_largest_file_is_saved_in_parts(tmp_path: Path, largest_file: int):
+    data = training_state(10, elements=15_000)  # 120 kB of moments
+    with pytest.raises(SaveError):
+        store(tmp_path).save(data)
+    saved = store(tmp_path, max_file_bytes=largest_file).save(data)
+    assert (saved.files, saved.size_bytes > largest_file) == (5, True)
+    loaded = store(tmp_path).load_newest()
+    assert loaded is not None
+    assert same_tensors(loaded.tensors, data.tensors)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from esper_runtime.checkpoint import Store
+from esper_runtime.checkpoint.shards import MAX_FILE_BYTES
 
 from tests.support.checkpoints import same_tensors, training_state
 from tests.support.waiting import until_sync
@@ -21,10 +22,10 @@ ELEMENTS = 300_000
 """3.6 MB a save: most of its time goes to writing, syncing and reading back."""
 
 
-@pytest.fixture
-def saver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+@pytest.fixture(params=[MAX_FILE_BYTES, 1_000_000], ids=["whole", "in parts"])
+def saver(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.support.saver", str(tmp_path)],
+        [sys.executable, "-m", "tests.support.saver", str(tmp_path), str(request.param)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from esper_leyline import env
 from esper_leyline.exitcodes import ExitCode
+from esper_leyline.incidents import FIELD, incident_at
 from esper_leyline.pages import EmergencyRecord
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1.emergency_pb2 import EMERGENCY_MODE_KILL
@@ -40,8 +41,10 @@ def test_a_killed_trainer_is_told_with_its_step_and_the_restart_in_place(pod: Su
     assert (died["event"], died["level"], died["step"]) == (FAILED, "ERROR", 10)
     assert died["fields"] == {
         "reason": "TrainerKilled", "message": "trainer was ended by SIGKILL at step 10", "exitCode": 137,
+        FIELD: incident_at("uid-1", 1, 0, 1, 1),
     }  # fmt: skip
     assert (moved["event"], moved["fields"]["from"], moved["fields"]["to"]) == (TRANSITION, "Running", "Restarting")
+    assert moved["fields"][FIELD] == died["fields"][FIELD]
     assert [line["id"] for line in (died, moved)] == ["1.1.0.1", "1.1.0.2"]
     assert re.search(r"TrainerKilled +137 +10 +trainer was ended by SIGKILL at step 10", pod.report())
     assert "0 trainer processes" in pod.report(), "the supervisor is none"

@@ -297,6 +297,7 @@ def test_a_probe_of_tamiyo_that_kasmina_prevented_is_not_used_up(trainer: Traine
     assert trainer.standing.state_of(Part.TAMIYO) == CLOSED
 
 
+@pytest.mark.row("K09")
 @pytest.mark.row("T26")
 def test_three_failed_boundaries_halt_the_run_with_its_state_saved(trainer: Trainer):
     trainer.sidecars.command = AdaptationCommand(version=1, command_id="c")

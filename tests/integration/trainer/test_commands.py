@@ -301,6 +301,7 @@ def test_a_breaker_or_state_that_is_none_is_refused(trainer: Trainer, order: Com
     assert trainer.standing.state_of(Part.CHECKPOINT) == CLOSED
 
 
+@pytest.mark.row("K09")
 @pytest.mark.row("T24")
 def test_a_level_is_raised_and_four_halts_the_run_with_its_state_saved(trainer: Trainer):
     trainer.obey(EMERGENCY, emergency=CommandEmergency(level=3, reason="strange losses"))

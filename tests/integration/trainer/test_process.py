@@ -98,6 +98,7 @@ def test_drained_trainer_saves_and_the_next_attempt_goes_on_bit_for_bit(tmp_path
     assert pod.losses() + again.losses() == undisturbed(tmp_path, epochs)
 
 
+@pytest.mark.row("K09")
 def test_freeze_stops_stepping_until_it_is_cleared(tmp_path: Path):
     pod = Pod(tmp_path).configure(config=LONG)
     with running(pod) as process:
@@ -124,6 +125,7 @@ def test_freeze_stops_stepping_until_it_is_cleared(tmp_path: Path):
     ]
 
 
+@pytest.mark.row("K09")
 def test_checkpoint_stop_saves_and_exits_75(tmp_path: Path):
     pod = Pod(tmp_path).configure(config=LONG)
     with running(pod) as process:
@@ -151,6 +153,7 @@ def test_kill_stop_exits_75_and_a_halt_in_force_stops_the_next_start_before_its_
     assert len(pod.losses()) == steps
 
 
+@pytest.mark.row("K09")
 def test_stronger_order_ends_a_freeze(tmp_path: Path):
     pod = Pod(tmp_path).configure(config=LONG)
     pod.signal(EMERGENCY_MODE_FREEZE, seq=1)

@@ -122,6 +122,30 @@ def test_budget_is_not_reset_by_a_restart(tmp_path: Path):
 
 
 @pytest.mark.row("T46")
+def test_a_rollback_counts_for_its_window_only(tmp_path: Path):
+    faults = [{"kind": "NonFiniteLoss", "step": step} for step in (STEP, STEP + 5)]
+    pod = Pod(tmp_path).configure(faultInjection=faults, rollback={"maxRollbacks": 1, "windowSeconds": 3600})
+    parts, state = pod.assemble()
+    turns = Turns(parts, state)
+    while not pod.events("recovery"):
+        assert turns.run(1) is PAUSED
+    state.clock.at_least(state.clock.seconds() + 3600)
+    assert turns.run(100).exit_code == 0
+    close(parts)
+    assert pod.counters().rollbacks == 2
+
+
+@pytest.mark.row("T46")
+def test_batches_of_an_anomaly_are_used_again_where_asked(tmp_path: Path):
+    pod = Pod(tmp_path / "faulty").configure(
+        faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], rollback={"skipBatches": "None"}
+    )
+    assert pod.train().exit_code == 0
+    assert (pod.counters().rollbacks, pod.counters().skipped_batches) == (1, 0)
+    same_bits(pod.newest(), reference(tmp_path, [], {}).newest())
+
+
+@pytest.mark.row("T46")
 def test_ignored_anomaly_is_not_applied_and_training_goes_on(tmp_path: Path):
     pod = Pod(tmp_path).configure(
         faultInjection=[{"kind": "NonFiniteGradient", "step": STEP}], health={"nonFiniteAction": "Ignore"}
@@ -186,12 +210,22 @@ def test_halt_on_anomaly_keeps_what_the_volume_has_where_that_is_newer(tmp_path:
 @pytest.mark.parametrize("target", ["LatestVerified", "Best"])
 @pytest.mark.row("T46")
 def test_rollback_to_a_checkpoint_of_the_volume(tmp_path: Path, target: str):
+    """Memory has a newer state than the volume, and the volume a newer one than the best."""
     pod = Pod(tmp_path / "faulty").configure(
-        config={"epochs": 3}, faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}], rollback={"target": target}
+        config={"epochs": 3},
+        faultInjection=[{"kind": "NonFiniteLoss", "step": STEP}],
+        rollback={"target": target},
+        checkpoint={"everySteps": 19, "memory": {"everySteps": 5}},
     )
-    assert pod.train().exit_code == 0
+    parts, state = pod.assemble()
+    turns = Turns(parts, state)
+    for steps in (BATCHES, 1, 2):  # the disk is not busy when steps 16 and 19 are due
+        assert turns.run(steps) is PAUSED
+        parts.checkpoints.wait()
+    assert turns.run(100).exit_code == 0
+    close(parts)
     recovery = pod.events("recovery")[0]
-    assert recovery.to_step == BATCHES
+    assert recovery.to_step == (19 if target == "LatestVerified" else BATCHES)
     same_bits(pod.newest(), reference(tmp_path, [STEP - 1], {"epochs": 3}).newest())
 
 

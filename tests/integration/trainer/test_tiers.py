@@ -10,8 +10,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from esper_leyline.events import RunEvent
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import common_pb2
+from esper_leyline.v1.telemetry_pb2 import TelemetryLevel
 from esper_runtime.checkpoint.errors import AbandonedError
 from esper_runtime.tolaria import rng
 from esper_runtime.tolaria.loop import Parts
@@ -24,6 +26,7 @@ from tests.support.waiting import until_sync
 
 EVERY = 5
 CALM = {"lossSpike": {"action": "Ignore"}, "gradientNorm": {"action": "Ignore"}}
+CRITICAL = TelemetryLevel.TELEMETRY_LEVEL_CRITICAL
 FAST, FULL = common_pb2.ROLLBACK_TIER_FAST, common_pb2.ROLLBACK_TIER_FULL
 
 
@@ -62,6 +65,11 @@ def corrupt(parts: Parts, *steps: int) -> None:
         if held.step in steps:
             slot = snapshots._slots[held.slot]
             slot._bytes[slot._words[8] + 100] ^= 4
+
+
+def missed_deadlines(pod: Pod) -> list[int]:
+    """Levels of the events that weatherlight passes on as such."""
+    return [event.level for event in pod.events() if event.name == RunEvent.ROLLBACK_DEADLINE]
 
 
 def finish(pod: Pod, turns: Turns) -> None:
@@ -146,16 +154,17 @@ def test_when_all_snapshots_are_corrupt_the_volume_serves(tmp_path: Path):
 # On time
 
 
-@pytest.mark.row("T19")
+@pytest.mark.row("T19", "T22", "K07")
 def test_a_late_fast_rollback_is_kept_and_counted(tmp_path: Path):
     parts, state, _ = trained(pod := Pod(tmp_path).configure(rollback={"fastDeadlineMilliseconds": 0}), 22)
     assert parts.rollbacks.roll_back(state, trouble(state, first_suspect=22)) is None
     assert state.step == 20
     assert pod.counters().restores_over_deadline == 1
     assert pod.events("transition")[-1].message == "back at step 20, later than it should be"
+    assert missed_deadlines(pod) == [CRITICAL]
 
 
-@pytest.mark.row("T20", "T26")
+@pytest.mark.row("T20", "T22", "T26")
 @pytest.mark.parametrize(("on_exhausted", "code"), [("Halt", 75), ("Fail", 73)])
 def test_a_full_tier_over_its_deadline_ends_the_run_with_the_model_unchanged(
     tmp_path: Path, on_exhausted: str, code: int, monkeypatch: pytest.MonkeyPatch
@@ -182,6 +191,7 @@ def test_a_full_tier_over_its_deadline_ends_the_run_with_the_model_unchanged(
     assert everything(state) == before
     assert pod.counters().restores_over_deadline == 1
     assert pod.counters().rollbacks == 0
+    assert missed_deadlines(pod) == [CRITICAL]
 
 
 # Never half done

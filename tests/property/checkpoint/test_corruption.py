@@ -4,19 +4,21 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from esper_leyline.runconfig import Retention
 from esper_runtime.checkpoint import NoValidCheckpointError, Store
+from esper_runtime.checkpoint.shards import MAX_FILE_BYTES
 
-from tests.support.checkpoints import same_tensors, training_state
+from tests.support.checkpoints import SPLIT_FILES, TINY, same_tensors, training_state
 
 UID = "uid-1"
 STEPS = (10, 20, 30)
-FILES = ("model.safetensors", "optimizer.safetensors", "aux.safetensors", "state.json", "manifest.json")
+WHOLE_FILES = ("model.safetensors", "optimizer.safetensors", "aux.safetensors", "state.json", "manifest.json")
+LAYOUTS = {"whole": (MAX_FILE_BYTES, WHOLE_FILES), "in parts": (TINY, SPLIT_FILES)}
 SEED = 20_26
 
 
@@ -35,8 +37,7 @@ def random_damages(originals: dict[str, bytes], older: dict[str, bytes], count: 
     rng = random.Random(SEED)
     made = 0
     while made < count:
-        for file in FILES:
-            raw = originals[file]
+        for file, raw in originals.items():
             others = [content for name, content in originals.items() if name != file]
             at, bit = rng.randrange(len(raw)), 1 << rng.randrange(8)
             start, length = rng.randrange(len(raw)), rng.choice((1, 16, 512, 4096))
@@ -61,18 +62,29 @@ def random_damages(originals: dict[str, bytes], older: dict[str, bytes], count: 
                     yield Damage(kind, file, lambda _, content=content: content)
 
 
-def fixed_damages() -> Iterator[Damage]:
-    for file in FILES:
+def fixed_damages(files: Iterable[str]) -> Iterator[Damage]:
+    for file in files:
         yield Damage("missing", file, lambda _: None)
         yield Damage("empty", file, lambda _: b"")
         yield Damage("all zero", file, lambda raw: bytes(len(raw)))
 
 
+@pytest.fixture(params=sorted(LAYOUTS))
+def layout(request: pytest.FixtureRequest) -> str:
+    """How the generations are laid out."""
+    return str(request.param)
+
+
 @pytest.fixture
-def volume(tmp_path: Path) -> Path:
+def files(layout: str) -> tuple[str, ...]:
+    return LAYOUTS[layout][1]
+
+
+@pytest.fixture
+def volume(tmp_path: Path, layout: str) -> Path:
     """Three generations of steps 10, 20 and 30."""
     store = Store(tmp_path, run_uid=UID, attempt=1, retention=Retention(keep_latest=9), verification="None",
-                  clock=lambda: 1_700_000_000.0)  # fmt: skip
+                  clock=lambda: 1_700_000_000.0, max_file_bytes=LAYOUTS[layout][0])  # fmt: skip
     store.prepare()
     for step in STEPS:
         store.save(training_state(step, elements=200))
@@ -81,7 +93,7 @@ def volume(tmp_path: Path) -> Path:
 
 def contents(volume: Path, number: int) -> dict[str, bytes]:
     generation = volume / UID / "a00001" / f"gen-{number:010d}"
-    return {file: (generation / file).read_bytes() for file in FILES}
+    return {path.name: path.read_bytes() for path in sorted(generation.iterdir())}
 
 
 def check(volume: Path, damage: Damage, original: bytes) -> None:
@@ -105,7 +117,7 @@ def check(volume: Path, damage: Damage, original: bytes) -> None:
 def run(volume: Path, count: int) -> Counter[str]:
     originals, older = contents(volume, 3), contents(volume, 2)
     kinds: Counter[str] = Counter()
-    for damage in (*fixed_damages(), *random_damages(originals, older, count)):
+    for damage in (*fixed_damages(originals), *random_damages(originals, older, count)):
         check(volume, damage, originals[damage.file])
         kinds[damage.kind] += 1
     untouched = Store(volume, run_uid=UID, attempt=1).load_newest()
@@ -116,8 +128,9 @@ def run(volume: Path, count: int) -> Counter[str]:
 
 @pytest.mark.slow
 @pytest.mark.row("T17")
-def test_thousands_of_damaged_checkpoints_are_all_noticed(volume: Path):
+def test_thousands_of_damaged_checkpoints_are_all_noticed(volume: Path, files: tuple[str, ...]):
     """ESPER_TEST_DAMAGES=10000 runs the number that goals.md asks for."""
+    assert contents(volume, 3).keys() == set(files)
     count = int(os.environ.get("ESPER_TEST_DAMAGES", "2000"))
     kinds = run(volume, count)
     assert kinds.total() >= count
@@ -148,11 +161,11 @@ def test_swapped_generations_are_noticed(volume: Path):
     assert "moved or copied here" in loaded.corrupt[0]
 
 
-def test_damage_everywhere_is_told_file_by_file(volume: Path):
+def test_damage_everywhere_is_told_file_by_file(volume: Path, files: tuple[str, ...]):
     rng = random.Random(SEED)
     own = volume / UID / "a00001"
     for number in (1, 2, 3):
-        path = own / f"gen-{number:010d}" / rng.choice(FILES)
+        path = own / f"gen-{number:010d}" / rng.choice(files)
         raw = bytearray(path.read_bytes())
         raw[rng.randrange(len(raw))] ^= 0x10
         path.write_bytes(raw)
@@ -161,13 +174,13 @@ def test_damage_everywhere_is_told_file_by_file(volume: Path):
     assert [message.split("/")[1] for message in caught.value.corrupt] == [f"gen-{n:010d}" for n in (3, 2, 1)]
 
 
-def test_a_partial_directory_under_its_final_name_is_no_generation(volume: Path):
+def test_a_partial_directory_under_its_final_name_is_no_generation(volume: Path, files: tuple[str, ...]):
     """As a filesystem without ordered renames could leave it."""
     own = volume / UID / "a00001"
-    for kept in range(len(FILES)):
+    for kept in range(len(files)):
         partial = own / "gen-0000000004"
         partial.mkdir()
-        for file in FILES[:kept]:
+        for file in files[:kept]:
             shutil.copy(own / "gen-0000000003" / file, partial / file)
         loaded = Store(volume, run_uid=UID, attempt=1).load_newest()
         assert loaded is not None

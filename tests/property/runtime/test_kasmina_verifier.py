@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import hypothesis.strategies as st
 from esper_leyline.reasons import CommandRejection
 from esper_leyline.signing import Role, SigningKey, Verifier, command_bytes, sign_command
-from esper_leyline.v1.command_pb2 import AdaptationCommand, DecisionMetadata, SignedCommand
+from esper_leyline.v1.command_pb2 import AdaptationCommand, CommandType, DecisionMetadata, SignedCommand
 from esper_runtime.kasmina.verifier import CommandVerifier
 from hypothesis import given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -17,6 +17,8 @@ STRANGER = SigningKey.derive(bytes(32), RUN, Role.TAMIYO)
 WINDOW_NS = 100
 CAPACITY = 12
 
+NOTHING = CommandType.COMMAND_TYPE_NO_OPERATION
+
 
 @dataclass(frozen=True)
 class Made:
@@ -27,7 +29,7 @@ class Made:
 
 def made(key: SigningKey, packet_id: str, command_id: str) -> Made:
     metadata = DecisionMetadata(training_run_id=RUN, packet_id=packet_id)
-    command = AdaptationCommand(version=1, command_id=command_id, metadata=metadata)
+    command = AdaptationCommand(version=1, command_id=command_id, command_type=NOTHING, metadata=metadata)
     return Made(sign_command(command, run_uid=RUN, key=key), command_id, packet_id)
 
 
@@ -164,7 +166,8 @@ def test_the_first_check_that_fails_is_the_verdict(broken: set[str]) -> None:
         training_run_id="run-2" if "run" in broken else RUN,
         packet_id="none" if "packet" in broken else packet_id,
     )
-    command = AdaptationCommand(version=1, command_id="" if "id" in broken else "c", metadata=metadata)
+    command_id = "" if "id" in broken else "c"
+    command = AdaptationCommand(version=1, command_id=command_id, command_type=NOTHING, metadata=metadata)
     signed = sign_command(command, run_uid=RUN, key=KEY)
     if "signature" in broken:
         signed.security.ClearField("signature")

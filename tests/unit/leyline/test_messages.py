@@ -17,6 +17,7 @@ def test_every_message_has_golden_bytes() -> None:
     assert set(TYPES) == set(ENTRIES), "run tests/golden/add_messages.py; a message is never taken away"
 
 
+@pytest.mark.row("T30")
 @pytest.mark.parametrize("name", sorted(ENTRIES))
 def test_golden_bytes_keep_their_meaning(name: str) -> None:
     message = TYPES[name].FromString(bytes.fromhex(ENTRIES[name]["hex"]))

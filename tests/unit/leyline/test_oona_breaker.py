@@ -29,6 +29,7 @@ def test_jitter_only_ever_shortens_a_delay_and_at_most_by_half(jitter, delay_s):
     assert Backoff(first_s=1.0, max_s=5.0, jitter=lambda: jitter).next_s() == pytest.approx(delay_s)
 
 
+@pytest.mark.row("K10")
 def test_it_opens_after_three_failures_in_a_row_and_probes_once_after_the_back_off():
     clock = Clock()
     it = breaker(clock)
@@ -43,6 +44,37 @@ def test_it_opens_after_three_failures_in_a_row_and_probes_once_after_the_back_o
     assert it.state is BreakerState.CLOSED
 
 
+@pytest.mark.row("K10")
+def test_each_change_is_told_once_and_at_the_time_the_clock_says():
+    clock, told = Clock(), []
+    backoff = Backoff(first_s=1.0, max_s=8.0, jitter=lambda: 0.0)
+    it = Breaker(
+        failures=3, backoff=backoff, clock=clock, changed=lambda state: told.append((clock.now - 100.0, str(state)))
+    )
+    for _ in range(5):  # more failures change nothing
+        it.failed()
+    for wait_s in (0.9, 0.1, 0.0):
+        clock.now += wait_s
+        it.admits()
+    it.failed()
+    clock.now += 2.0
+    assert it.admits()
+    it.abandoned()
+    assert it.admits(), "a probe that was cancelled says nothing: the next caller may probe"
+    it.succeeded()
+    it.succeeded()
+    assert told == [
+        (0.0, "open"),
+        (1.0, "half-open"),
+        (1.0, "open"),
+        (3.0, "half-open"),
+        (3.0, "open"),
+        (3.0, "half-open"),
+        (3.0, "closed"),
+    ]
+
+
+@pytest.mark.row("K10")
 def test_a_failed_probe_opens_it_again_for_longer():
     clock = Clock()
     it = breaker(clock, failures=1)

@@ -9,6 +9,7 @@ from esper_leyline.pages import (
     EMERGENCY_ORDER_WORD,
     MAX_SLOTS,
     SLOT_BYTES,
+    EmergencyPage,
     EmergencyRecord,
     Heartbeat,
     Page,
@@ -185,3 +186,83 @@ def test_order_rises_with_term_then_seq() -> None:
     ordered = [(0, 1), (0, 2**32 - 1), (1, 0), (1, 1), (2, 0)]
     orders = [record(term=term, seq=seq).order for term, seq in ordered]
     assert orders == sorted(set(orders))
+
+
+# Emergency signals
+
+
+def emergency(seq: int, **changes: int) -> EmergencyRecord:
+    fields = {"term": 1, "mode": 1, "clear": False, "attempt": 1, "arrived_ns": 5, "source": 1} | changes
+    return EmergencyRecord(seq=seq, signal_id=f"{seq:032x}", **fields)  # type: ignore[arg-type]
+
+
+def test_no_signal_replaces_an_unread_one(tmp_path: Path) -> None:
+    writer = EmergencyPage.create(tmp_path / "page")
+    reader = EmergencyPage.open(tmp_path / "page")
+    assert (reader.newest(), reader.since(0)) == (None, [])
+    for seq in range(1, EmergencyPage.RING + 1):
+        writer.publish(emergency(seq))
+    assert [record.seq for record in reader.since(0)] == list(range(1, EmergencyPage.RING + 1))
+    assert [record.seq for record in reader.since(emergency(12).order)] == [13, 14, 15]
+    newest = reader.newest()
+    assert newest is not None
+    assert reader.since(newest.order) == []
+
+
+def test_of_more_signals_than_fit_the_newest_remain(tmp_path: Path) -> None:
+    writer = EmergencyPage.create(tmp_path / "page")
+    for seq in range(1, 41):
+        writer.publish(emergency(seq))
+    found = [record.seq for record in EmergencyPage.open(tmp_path / "page").since(0)]
+    assert found == list(range(40 - EmergencyPage.RING + 1, 41))
+
+
+def test_a_torn_slot_of_the_ring_hides_no_other(tmp_path: Path) -> None:
+    writer = EmergencyPage.create(tmp_path / "page")
+    for seq in (1, 2, 3):
+        writer.publish(emergency(seq))
+    writer.page.words[8 * 2 + 2] ^= 1
+    assert [record.seq for record in EmergencyPage.open(tmp_path / "page").since(0)] == [1, 3]
+
+
+def test_a_signal_of_a_new_term_comes_after_all_of_the_old_one(tmp_path: Path) -> None:
+    writer = EmergencyPage.create(tmp_path / "page")
+    writer.publish(emergency(9, term=1))
+    writer.publish(emergency(1, term=2))
+    assert [(record.term, record.seq) for record in writer.since(0)] == [(1, 9), (2, 1)]
+
+
+def test_numbers_that_begin_again_in_a_new_term_replace_no_unread_signal(tmp_path: Path) -> None:
+    writer = EmergencyPage.create(tmp_path / "page")
+    sent = [emergency(seq, term=term) for term in (1, 2, 3) for seq in (4, 5, 6)]
+    for record in sent:
+        writer.publish(record)
+    assert EmergencyPage.open(tmp_path / "page").since(0) == sent
+
+
+@pytest.mark.parametrize(
+    ("sent", "known"),
+    [
+        ([], []),
+        (["a"], ["a"]),
+        (["a", "b"], ["b"]),
+        (["a", "-a"], ["-a"]),
+        (["a", "b", "-a"], ["b", "-a"]),  # b is in force: lifting a lifts nothing else
+        (["a", "b", "-b"], ["-b"]),  # b had taken the place of a
+        (["a", "-a", "b"], ["b"]),
+        (["other", "-a"], ["-a"]),
+    ],
+)
+def test_who_comes_later_learns_what_is_in_force(tmp_path: Path, sent: list[str], known: list[str]) -> None:
+    names = {"a": "aa" * 16, "b": "bb" * 16, "other": "cc" * 16}
+    records = {
+        word: EmergencyRecord(
+            term=1, seq=seq, mode=1, clear=word[0] == "-", attempt=2 if word == "other" else 1,
+            signal_id=names[word.lstrip("-")], arrived_ns=5, source=1,
+        )
+        for seq, word in enumerate(sent, start=1)
+    }  # fmt: skip
+    writer = EmergencyPage.create(tmp_path / "page")
+    for record in records.values():
+        writer.publish(record)
+    assert EmergencyPage.open(tmp_path / "page").standing(1) == [records[word] for word in known]

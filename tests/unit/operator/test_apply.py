@@ -137,6 +137,33 @@ async def test_a_signal_in_the_emergency_config_map_is_not_overwritten(bench: Be
     assert bench.api.find(CONFIG_MAPS, namespace, "digits-emergency")["data"] == {"signal": "x"}  # type: ignore[index]
 
 
+def keys_of(bench: Bench) -> Object:
+    found = bench.api.find(SECRETS, bench.scene.namespace, "digits-keys")
+    assert found is not None
+    return found
+
+
+@with_bench
+async def test_a_rotation_writes_the_keys_of_a_run_once_and_an_older_operator_leaves_them(bench: Bench) -> None:
+    def of(generation: int) -> Scene:
+        settings = replace(bench.scene.settings, key_generation=generation)
+        scene = replace(bench.scene, settings=settings).with_job(1)
+        return scene.having(status={"observedGeneration": 1, "attempt": 1})
+
+    await bench.apply()
+    first = keys_of(bench)["data"]
+    for generation in (2, 2, 1):
+        bench.restart()
+        bench.written()
+        await bench.apply(of(generation))
+        written = [each for each in bench.written() if "digits-keys" in each]
+        assert (written == ["create Secret digits-keys", "apply Secret digits-keys"]) == (
+            keys_of(bench)["data"] != first
+        )
+        first = keys_of(bench)["data"]
+    assert keys_of(bench)["metadata"]["annotations"][labels.KEY_GENERATION] == "2"
+
+
 # --- objects that are not ours ---
 
 

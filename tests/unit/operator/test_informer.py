@@ -151,7 +151,7 @@ def test_the_end_of_an_earlier_object_of_that_name_does_not_drop_the_new_one() -
     played(story)
 
 
-def test_a_server_that_is_away_is_asked_ever_more_rarely_and_one_that_throttles_when_it_says() -> None:
+def test_a_server_that_is_in_trouble_is_asked_ever_more_rarely_and_one_that_throttles_when_it_says() -> None:
     def refusing(error: Exception) -> Callable[[Request], None]:
         def before(_: Request) -> None:
             raise error
@@ -159,7 +159,7 @@ def test_a_server_that_is_away_is_asked_ever_more_rarely_and_one_that_throttles_
         return before
 
     async def story(cache: Cache) -> None:
-        for error, most in ((Transient("refused"), 12), (Throttled("slow down", retry_after_s=20.0), 4)):
+        for error, most in ((Transient("trouble", code=503), 12), (Throttled("slow down", retry_after_s=20.0), 4)):
             cache.api.before = refusing(error)
             cache.api.forget_history()
             cache.api.break_watches()
@@ -169,6 +169,24 @@ def test_a_server_that_is_away_is_asked_ever_more_rarely_and_one_that_throttles_
         cache.api.before = lambda _: None
         cache.api.add(job("a", size=1))
         await asyncio.sleep(40)
+        assert cache.sizes == {"a": 1}
+
+    played(story)
+
+
+def test_the_return_of_a_server_that_was_unreachable_for_long_is_noticed_at_once() -> None:
+    def away(_: Request) -> None:
+        raise Transient("Connect call failed")
+
+    async def story(cache: Cache) -> None:
+        await asyncio.sleep(1)
+        cache.api.before = away
+        cache.api.forget_history()
+        cache.api.break_watches()
+        await asyncio.sleep(400)
+        cache.api.before = lambda _: None
+        cache.api.add(job("a", size=1))
+        await asyncio.sleep(1.5)
         assert cache.sizes == {"a": 1}
 
     played(story)

@@ -10,7 +10,7 @@ from aiohttp import web
 from esper_leyline.signing import Role, SigningKey, seal
 from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.common_pb2 import BusMessageType
-from esper_leyline.v1.report_pb2 import ReportBatch, RunReport
+from esper_leyline.v1.report_pb2 import Notice, ReportBatch, RunReport
 from esper_operator import observe, pull
 from esper_operator.model import Pod, RunKey
 from esper_operator.pull import HttpFetch, Puller
@@ -110,6 +110,33 @@ def test_nobody_is_asked_while_redis_delivers_and_everybody_once_it_is_silent() 
         assert scene.asked == []
         await scene.lives(2.0)
         assert len(scene.asked) >= 1
+
+    run_virtual(main())
+
+
+def test_what_is_missing_in_redis_is_asked_of_its_pod_though_redis_delivers() -> None:
+    def told(n: int, *, before: int) -> BusEnvelope:
+        first = 1 << 32
+        report = RunReport(
+            version=1, run_uid="run-0", attempt=1, seq=first + n, notice=Notice(), previous_event_seq=first + before
+        )
+        kind = BusMessageType.BUS_MESSAGE_TYPE_RUN_REPORT
+        return seal(
+            report.SerializeToString(), kind, run_uid="run-0", key=SigningKey.derive(SEED, "run-0", Role.REPORT)
+        )
+
+    async def main() -> None:
+        scene = Scene(1)
+        scene.bus, scene.takes_s = True, 0.01
+        scene.intake.accept(told(1, before=-(1 << 32)), way="bus")
+        scene.intake.accept(told(3, before=2), way="bus")
+        missing = [told(2, before=1), told(3, before=2)]
+        scene.answer = lambda _pod, _after: ReportBatch(
+            envelopes=[one.SerializeToString() for one in missing]
+        ).SerializeToString()
+        await scene.lives(1.0)
+        assert scene.asked[0] == (scene.pods[0].ip, (1 << 32) + 1, pull.WAIT_S)
+        assert [report.seq - (1 << 32) for report in scene.intake.of("run-0")] == [1, 2, 3]
 
     run_virtual(main())
 

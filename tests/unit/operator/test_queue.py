@@ -2,7 +2,7 @@
 
 import asyncio
 
-from esper_operator.queue import MAX_RETRY_S, WorkQueue
+from esper_operator.queue import MAX_RETRY_S, URGENT_IN_A_ROW, WorkQueue
 
 from tests.support.virtualtime import run_virtual
 
@@ -167,3 +167,73 @@ def test_workers_never_share_a_key_and_lose_no_wake_up():
     overlaps, seen = run_virtual(scenario())
     assert overlaps == 0
     assert len(seen) == 40
+
+
+def test_urgent_keys_come_first_also_those_that_waited_already():
+    async def scenario() -> list[str]:
+        q = queue()
+        for key in ("a", "b", "c"):
+            q.add(key)
+        q.add("d", urgent=True)
+        q.add("b", urgent=True)
+        q.add("d")
+        return [await q.get() for _ in range(4)]
+
+    assert run_virtual(scenario()) == ["d", "b", "a", "c"]
+
+
+def test_a_key_that_becomes_urgent_while_it_is_worked_on_comes_first_after_that():
+    async def scenario() -> list[str]:
+        q = queue()
+        q.add("a")
+        first = await q.get()
+        q.add("b")
+        q.add("a", urgent=True)
+        q.done(first)
+        order = [await q.get(), await q.get()]
+        for key in order:
+            q.done(key)
+        assert q.idle
+        q.add("b")
+        q.add("a")  # its hurry was for once
+        return [*order, await q.get()]
+
+    assert run_virtual(scenario()) == ["a", "b", "b"]
+
+
+def test_urgent_keys_without_end_do_not_keep_the_others_waiting_for_ever():
+    async def scenario() -> int:
+        q = queue()
+        q.add("ordinary")
+        for turn in range(1000):
+            q.add(f"urgent-{turn}", urgent=True)
+            q.add(f"urgent-{turn}-too", urgent=True)
+            if await q.get() == "ordinary":
+                return turn
+        raise AssertionError("never")
+
+    assert run_virtual(scenario()) == URGENT_IN_A_ROW
+
+
+async def take_later(q: WorkQueue[str], delay_s: float) -> str:
+    await asyncio.sleep(delay_s)
+    return await q.get()
+
+
+def test_calm_is_when_no_urgent_key_waits_or_patience_ends():
+    async def scenario() -> list[float]:
+        q, loop = queue(), asyncio.get_running_loop()
+        began, ends = loop.time(), []
+        q.add("ordinary")
+        await q.wait_calm(10)
+        ends.append(loop.time() - began)
+        q.add("a", urgent=True)
+        taken = asyncio.create_task(take_later(q, 1))
+        await q.wait_calm(10)
+        ends.append(loop.time() - began)
+        assert await taken == "a"
+        q.add("b", urgent=True)
+        await q.wait_calm(10)
+        return [*ends, loop.time() - began]
+
+    assert run_virtual(scenario()) == [0, 1, 11]

@@ -1,9 +1,11 @@
 """Reports on their way in: verified, in order, once, bounded."""
 
 import logging
+from collections import Counter
 from typing import Any
 
 import pytest
+from esper_leyline.oona import Entry
 from esper_leyline.signing import Role, SigningKey, seal
 from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.common_pb2 import BusMessageType
@@ -13,6 +15,8 @@ from esper_operator.model import RunKey
 from esper_operator.reports import Intake
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.support.forgeries import flipped, rewritten, same_meaning, truncated, under_other_keys
 
 SEED = bytes(range(32))
 UID = "uid-1"
@@ -86,6 +90,8 @@ def test_what_the_status_includes_is_dropped_and_never_comes_back() -> None:
     [
         (envelope(1, seed=bytes(32)), "forged"),
         (envelope(1, uid="uid-2"), "unknown"),
+        (sealed(RunReport(version=2, run_uid=UID, attempt=1, seq=FIRST + 1)), "wrong_version"),
+        (sealed(RunReport(run_uid=UID, attempt=1, seq=FIRST + 1)), "wrong_version"),
         (sealed(RunReport(version=1, run_uid="uid-2", attempt=1, seq=FIRST + 1)), "malformed"),
         (sealed(RunReport(version=1, run_uid=UID, attempt=0, seq=FIRST + 1)), "malformed"),
         (sealed(RunReport(version=1, run_uid=UID, attempt=1, seq=0)), "malformed"),
@@ -108,6 +114,111 @@ def test_changed_bytes_do_not_count() -> None:
     changed = envelope(1)
     changed.payload = RunReport(version=1, run_uid=UID, attempt=1, seq=FIRST + 9).SerializeToString()
     assert bench.take(changed) == ["forged"]
+
+
+@pytest.mark.row("T07")
+def test_no_change_to_a_report_that_somebody_without_the_key_can_make_counts() -> None:
+    bench = Bench()
+    good = envelope(3, **MOVED)
+    raw = good.SerializeToString()
+    other = RunReport(version=1, run_uid=UID, attempt=1, seq=FIRST + 9, **MOVED).SerializeToString()
+    roles = (Role.OPERATOR, Role.TAMIYO)
+    forged = [*under_other_keys(good, SEED, UID, roles).values(), *rewritten(good, other).values()]
+    bits = [one for one in flipped(raw) if not same_meaning(one, good)]
+    forged += [found for one in (*truncated(raw), *bits) if (found := Entry("", one).envelope()) is not None]
+    outcomes = Counter(bench.take(*forged))
+    assert set(outcomes) <= {"forged", "malformed", "wrong_version", "unknown"}
+    assert (bench.pending(), bench.woken, bench.intake.age_s(UID, 1)) == ([], [], None)
+    assert len(bench.forged) <= 14
+    assert bench.take(good) == ["accepted"]
+    print(f"{len(forged)} forged reports refused: {dict(outcomes)}")
+
+
+def test_a_report_that_is_sent_again_is_no_sign_of_life() -> None:
+    """Whoever holds Redis can repeat the last one for ever."""
+    bench = Bench()
+    bench.take(envelope(1))
+    for _ in range(10):
+        bench.now += 1
+        assert bench.take(envelope(1)) == ["repeated"]
+    assert (bench.intake.age_s(UID, 1), bench.intake.bus_age_s(UID, 0)) == (10, 10)
+    bench.take(envelope(2), way="pull")
+    assert (bench.intake.age_s(UID, 1), bench.intake.bus_age_s(UID, 0)) == (0, 10)
+    bench.take(envelope(2))  # Redis follows: it delivers again
+    assert bench.intake.bus_age_s(UID, 0) == 0
+
+
+def chained(*numbers: int, before: int = 0) -> list[BusEnvelope]:
+    """Events that name the one before them."""
+    made = []
+    for n in numbers:
+        made.append(envelope(n, previous_event_seq=FIRST + before if before else 0, **MOVED))
+        before = n
+    return made
+
+
+def test_what_follows_a_missing_report_waits_until_the_pod_has_told_it() -> None:
+    bench = Bench()
+    one, two, three, four = chained(1, 2, 3, 4)
+    bench.take(one, three, four)
+    assert bench.pending() == [1]
+    assert bench.intake.misses(UID)
+    assert bench.intake.last_seq(UID, 1, 0) == FIRST + 1  # asked for what comes behind the last whole one
+    assert bench.take(two, way="pull") == ["accepted"]
+    assert (bench.pending(), bench.intake.misses(UID)) == ([1, 2, 3, 4], False)
+    assert bench.intake.last_seq(UID, 1, 0) == FIRST + 4
+
+
+def test_a_report_that_nobody_has_any_more_is_waited_for_three_seconds() -> None:
+    bench = Bench()
+    one, _, three = chained(1, 2, 3)
+    bench.take(one, three)
+    for n in range(4, 7):
+        bench.now += 0.9
+        bench.take(envelope(n, previous_event_seq=FIRST + 3))  # progress gives way, and the gap is still the same
+        bench.intake.give_up_gaps()
+        assert bench.pending() == [1]
+    woken = len(bench.woken)
+    bench.now += 0.4
+    bench.intake.give_up_gaps()
+    assert (bench.pending(), bench.woken[woken:]) == ([1, 3, 6], [True])
+    assert not bench.intake.misses(UID)
+    assert bench.intake.last_seq(UID, 1, 0) == FIRST + 6
+    bench.intake.give_up_gaps()
+    assert len(bench.woken) == woken + 1
+
+
+def test_a_status_that_goes_on_behind_a_gap_has_none() -> None:
+    bench = Bench()
+    one, _, three, four = chained(1, 2, 3, 4)
+    bench.take(one, three)
+    bench.intake.observe(UID, KEY, (1, FIRST + 3))
+    bench.take(four)
+    assert (bench.pending(), bench.intake.misses(UID)) == ([4], False)
+
+
+def test_the_first_report_of_an_attempt_follows_nothing() -> None:
+    bench = Bench()
+    bench.take(*chained(1, 2), envelope(1, attempt=2, previous_event_seq=0, **MOVED))
+    assert bench.pending() == [1, 2, 1]
+    bench.take(envelope(3, attempt=2, previous_event_seq=FIRST + 2, **MOVED))
+    assert bench.pending() == [1, 2, 1]
+    bench.intake.forget(UID)
+    bench.intake.give_up_gaps()
+
+
+def test_of_a_run_that_is_not_known_only_its_own_reports_are_kept_and_only_so_many_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reports, "MAX_STRANGER_BYTES", 4000)
+    bench = Bench()
+    assert bench.take(envelope(1, uid="uid-9", seed=bytes(32), **MOVED)) == ["forged"]
+    notice = {"notice": Notice(reason="Training", message="x" * 1000)}
+    assert bench.take(*(envelope(1, uid=f"stranger-{n}", **notice) for n in range(9))) == ["unknown"] * 9
+    names = [f"stranger-{n}" for n in range(9)]
+    for name in names:
+        bench.intake.observe(name, KEY, (0, 0))
+    assert [name for name in names if bench.intake.of(name)] == names[-3:]
 
 
 def test_a_flood_of_forgeries_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:

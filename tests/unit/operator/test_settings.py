@@ -41,7 +41,7 @@ def test_each_kind_of_value_is_read() -> None:
     [
         ({"runtime_imag": "x"}, "ESPER_OPERATOR_RUNTIME_IMAG: no such setting; see docs/reference/settings.md"),
         ({"fault_injection": "yes"}, "ESPER_OPERATOR_FAULT_INJECTION is 'yes'; it must be one of true, false"),
-        ({"http_port": "http"}, "ESPER_OPERATOR_HTTP_PORT is 'http'; it must be a port from 0 to 65535"),
+        ({"http_port": "http"}, "ESPER_OPERATOR_HTTP_PORT is 'http'; it must be a number from 0 to 65535"),
         ({"http_port": "70000"}, "ESPER_OPERATOR_HTTP_PORT is '70000'"),
         ({"log_format": "xml"}, "ESPER_OPERATOR_LOG_FORMAT is 'xml'; it must be one of json, text"),
         ({"log_level": "loud"}, "ESPER_OPERATOR_LOG_LEVEL is 'loud'"),
@@ -64,8 +64,11 @@ def test_an_image_that_is_not_set_is_named(missing: str) -> None:
 def test_secrets_come_from_files_and_are_in_no_repr(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("hunter2\n")
     found = read(bus_url="redis://bus:6379", bus_password_file=str(tmp_path / "password"), bus_ca_file="/none")
-    core = found.core(b"k" * 32)
+    core = found.core(b"k" * 32, 2)
     assert (core.bus_password, core.bus_ca) == ("hunter2", "")
+    assert core.bus_per_run_users
+    assert not read(bus_url="redis://bus:6379", bus_per_run_users="false").core(b"k" * 32, 2).bus_per_run_users
+    assert not read().core(b"k" * 32, 2).bus_per_run_users
     assert "hunter2" not in repr(core)
     assert "kkk" not in repr(core)
     assert "hunter2" not in repr(found)

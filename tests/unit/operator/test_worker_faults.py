@@ -63,7 +63,8 @@ def test_any_requests_may_fail_and_the_end_is_the_same(script: Script, fault: st
     expected, plain = run_virtual(play(script, lambda world: FaultyApi(world.api)))
     assert plain.count > 20
     met = 0
-    for first in range(1, plain.count + 1):
+    # Each request fails in one or two of the stretches; every other beginning takes half of the time.
+    for first in range(1, plain.count + 1, 2):
         found, api = run_virtual(
             play(script, lambda world, at=first: FaultyApi(world.api, FAULTS[fault], first=at, last=at + STRETCH - 1))
         )

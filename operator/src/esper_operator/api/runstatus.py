@@ -205,6 +205,8 @@ class LastRecovery(StatusModel):
     """From the event to its detection."""
     recover_milliseconds: Count | None = None
     """From the detection to the next step."""
+    incident: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """By which logs, Events, telemetry and the run's record tell of it."""
 
 
 class Halt(StatusModel):
@@ -223,7 +225,7 @@ class Halt(StatusModel):
     expected: Count = 0
     """Ranks that have to."""
     missing: tuple[Name, ...] = Field((), max_length=32, json_schema_extra=listing("atomic"))
-    """Pods that have not acknowledged."""
+    """Who has not acknowledged: a pod stands for its trainer, <pod>/kasmina and <pod>/tamiyo for its sidecars."""
     milliseconds: Count | None = None
     """From the request to the last acknowledgement."""
     saved_step: Count | None = None

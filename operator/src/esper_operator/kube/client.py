@@ -1,10 +1,9 @@
 """The real API client: credentials, TLS and connections of the `kubernetes` package, bodies as raw JSON.
 
-Every request has a timeout, writes have a bounded concurrency, and a pause that the server asked for is kept by all
-requests of this client. Not retried here: the caller knows better what a repeat means.
+Every request has a timeout, writes have a bounded concurrency and an order, and a pause that the server asked for is
+kept by all requests of this client. Not retried here: the caller knows better what a repeat means.
 """
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,8 +18,9 @@ from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
-from esper_operator.kube.api import Object, Page, Resource, WatchEvent
+from esper_operator.kube.api import CONFIG_MAPS, EVENTS, PODS, Object, Page, Resource, WatchEvent
 from esper_operator.kube.errors import Gone, KubeError, Throttled, Transient, from_status
+from esper_operator.kube.gate import Gate
 
 READ_TIMEOUT_S = 30.0
 WRITE_TIMEOUT_S = 4.0
@@ -30,7 +30,12 @@ WATCH_SERVER_TIMEOUT_S = 300
 WATCH_INACTIVITY_S = 70.0
 """The server sends a bookmark a minute and remembers events for 75 s, so a silent stream loses nothing."""
 MAX_WATCH_LINE = 8 * 1024 * 1024
-MAX_WRITES_IN_FLIGHT = 50
+MAX_WRITES_IN_FLIGHT = 16
+"""Enough for 800 a second where one takes 20 ms; more only makes a small API server answer none in time. As many as
+there are workers: while all of them write, Events wait."""
+WRITE_RANKS = {CONFIG_MAPS.kind: 0, PODS.kind: 1, EVENTS.kind: 3}
+"""Which write goes first when many wait: a signal's record, then the pods' touch, then all that is not here (2), and
+last the Events."""
 
 RequestObserver = Callable[[str, str, str, float], None]
 """(verb, kind, code, seconds) of every finished request; code "error" when no answer came."""
@@ -102,7 +107,7 @@ class RestApi:
         self._on_request = on_request
         self._user_agent = user_agent
         self._monotonic = monotonic
-        self._writes = asyncio.Semaphore(MAX_WRITES_IN_FLIGHT)
+        self._writes = Gate(MAX_WRITES_IN_FLIGHT)
         self._paused_until = 0.0
 
     async def close(self) -> None:
@@ -209,7 +214,7 @@ class RestApi:
 
     async def _write(self, call: _Call) -> Object:
         call.timeout_s = WRITE_TIMEOUT_S
-        async with self._writes:
+        async with self._writes.place(WRITE_RANKS.get(call.resource.kind, 2)):
             return await self._json(call)
 
     async def _json(self, call: _Call) -> Object:

@@ -65,7 +65,10 @@ class Throttled(KubeError):
 
 
 class Transient(KubeError):
-    pass
+    @property
+    def unreachable(self) -> bool:
+        """No answer came: who asks again soon burdens nobody, and hears first that the server is back."""
+        return self.code == 0
 
 
 def from_status(code: int, status: Mapping[str, Any], retry_after: str | None = None) -> KubeError:

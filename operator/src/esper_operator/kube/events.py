@@ -8,10 +8,11 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from esper_leyline.incidents import ANNOTATION
 from esper_leyline.labels import API_VERSION, KIND, MANAGED_BY
 
 from esper_operator.kube.api import EVENTS, KubeApi, Object
@@ -77,13 +78,16 @@ class EventPoster:
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
         on_outcome: Callable[[str], None] | None = None,
+        turn: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`on_outcome` counts: posted, repeated, limited, dropped, failed."""
+        """`on_outcome` counts: posted, repeated, limited, dropped, failed. `turn` returns when an Event may go: what it
+        waits for is more important."""
         self._api = api
         self._instance = instance
         self._now = now
         self._monotonic = monotonic
         self._count = on_outcome or (lambda _: None)
+        self._turn = turn or _at_once
         self._queue: asyncio.Queue[Object] = asyncio.Queue(MAX_QUEUED)
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
         self._all = Bucket.full(ALL_BURST, ALL_PERIOD_S, monotonic())
@@ -111,6 +115,7 @@ class EventPoster:
     async def run(self) -> None:
         while True:
             event = await self._queue.get()
+            await self._turn()
             self._count(await self._send(event))
             self._queue.task_done()
 
@@ -153,7 +158,7 @@ class EventPoster:
         return {
             "apiVersion": EVENTS.api_version,
             "kind": EVENTS.kind,
-            "metadata": {"namespace": subject.namespace, "name": f"{subject.name}.{digest}"},
+            "metadata": {"namespace": subject.namespace, "name": f"{subject.name}.{digest}", **_annotated(record)},
             "eventTime": self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "reportingController": MANAGED_BY,
             "reportingInstance": self._instance[:128],
@@ -169,3 +174,11 @@ class EventPoster:
                 "uid": subject.uid,
             },
         }
+
+
+async def _at_once() -> None:
+    return
+
+
+def _annotated(record: EventRecord) -> dict[str, dict[str, str]]:
+    return {"annotations": {ANNOTATION: record.incident}} if record.incident else {}

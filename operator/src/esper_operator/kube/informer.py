@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from esper_leyline.labels import RUN
 
 from esper_operator.kube.api import KubeApi, Object, Resource, WatchEvent, controller_uid, older
-from esper_operator.kube.errors import Gone, KubeError, Throttled
+from esper_operator.kube.errors import Gone, KubeError, Throttled, Transient
 from esper_operator.model import RunKey
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 MIN_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 30.0
+UNREACHABLE_BACKOFF_S = 1.0
+"""At most, while the server is away: a status must follow soon after its return."""
 RECONNECT_S = 0.1
 """Pause after a stream that ended well, plus jitter."""
 
@@ -134,7 +136,8 @@ class Informer(Generic[T]):
                 await self._sleep(self._backoff(failures, error))
 
     def _backoff(self, failures: int, error: KubeError) -> float:
-        wait = min(MIN_BACKOFF_S * 2.0 ** min(failures - 1, 20), MAX_BACKOFF_S) * (0.5 + self._jitter())
+        most = UNREACHABLE_BACKOFF_S if isinstance(error, Transient) and error.unreachable else MAX_BACKOFF_S
+        wait = min(MIN_BACKOFF_S * 2.0 ** min(failures - 1, 20), most) * (0.5 + self._jitter())
         return max(wait, error.retry_after_s) if isinstance(error, Throttled) else wait
 
     async def _relist(self, namespace: str | None) -> str:

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from esper_operator.kube.api import LEASES, KubeApi, Object
-from esper_operator.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
+from esper_operator.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Transient
 
 logger = logging.getLogger(__name__)
 
 LEASE_DURATION_S = 15.0
 RENEW_DEADLINE_S = 10.0
 RETRY_PERIOD_S = 2.0
+UNREACHABLE_RETRY_S = 0.5
 SEPARATOR = "_"
 
 
@@ -112,6 +113,9 @@ class Elector:
                     return
             except KubeError as error:
                 logger.warning("Lease %s/%s: %s", self._namespace, self._name, error)
+                if isinstance(error, Transient) and error.unreachable:
+                    await self._sleep(UNREACHABLE_RETRY_S)
+                    continue
             await self._sleep(RETRY_PERIOD_S)
 
     async def _keep(self) -> None:

@@ -1,7 +1,7 @@
 """Label selectors as Kubernetes writes them: matchLabels and matchExpressions, or the text that kubectl -l takes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 MAX_TERM = 2048
@@ -10,24 +10,44 @@ _VALUE = r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?)?"
 _EQUALITY = re.compile(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})")
 _SET = re.compile(rf"({_KEY})\s+(in|notin)\s*\(([^()]*)\)")
 _EXISTS = re.compile(rf"(!?)\s*({_KEY})")
-_TERM_END = re.compile(r",(?![^(]*\))")
 _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
+
+
+Term = tuple[str, str, tuple[str, ...]]
+"""Label, operator, values."""
 
 
 def matches(selector: Any, labels: Mapping[str, str]) -> bool:
     """Whether `selector` selects `labels`. ValueError says what is wrong with it. {} selects everything."""
+    return holds(parse(selector), labels)
+
+
+def parse(selector: Any) -> tuple[Term, ...]:
+    """All of them must hold. ValueError says what is wrong."""
     if isinstance(selector, str):
-        terms = [_term(part.strip()) for part in _TERM_END.split(selector)]
-    elif isinstance(selector, Mapping):
-        terms = _structured(selector)
-    else:
-        raise ValueError(
-            "selector must be a mapping with matchLabels and matchExpressions, or text such as 'team=vision'"
-        )
+        return tuple(_term(part.strip()) for part in _parts(selector))
+    if isinstance(selector, Mapping):
+        return tuple(_structured(selector))
+    raise ValueError("selector must be a mapping with matchLabels and matchExpressions, or text such as 'team=vision'")
+
+
+def holds(terms: Iterable[Term], labels: Mapping[str, str]) -> bool:
     return all(_holds(labels, *term) for term in terms)
 
 
-def _structured(selector: Mapping[Any, Any]) -> list[tuple[str, str, tuple[str, ...]]]:
+def _parts(text: str) -> Iterator[str]:
+    """Between commas that are in no parentheses."""
+    start, inside = 0, False
+    for at, character in enumerate(text):
+        if character in "()":
+            inside = character == "("
+        elif character == "," and not inside:
+            yield text[start:at]
+            start = at + 1
+    yield text[start:]
+
+
+def _structured(selector: Mapping[Any, Any]) -> list[Term]:
     unknown = [str(key) for key in selector if key not in ("matchLabels", "matchExpressions")]
     if unknown:
         raise ValueError(f"selector has the unknown key '{unknown[0]}'; known are matchLabels and matchExpressions")

@@ -7,9 +7,10 @@ back on the Job's deletion, which is SIGTERM, and so a checkpoint too.
 
 from datetime import timedelta
 
-from esper_leyline.phases import EmergencyStop
+from esper_leyline.phases import EmergencyStop, HaltSource
 from esper_leyline.reasons import RunReason
 
+from esper_operator.api.v1alpha1 import Halt
 from esper_operator.model import Job, Observation, Plan, SignalOrder, Verdict
 from esper_operator.observe.attempt import live_job, number, training_pods
 from esper_operator.observe.halting import HaltRequest, expresses, in_force, requested
@@ -34,19 +35,32 @@ def emergency(seen: Observation) -> Plan | None:
 
 
 def _lift(seen: Observation, job: Job | None) -> Plan | None:
-    """Clears the signal that still holds this attempt's pods."""
-    signal = seen.signal
-    if job is None or signal is None or signal.clear or signal.attempt != number(seen):
+    """Clears the signal that still holds this attempt's pods, also one that nobody has on record but its answer."""
+    signal, record = seen.signal, in_force(seen.run.status)
+    if job is None:
+        return None
+    if signal is not None and not signal.clear and signal.attempt == number(seen):
+        mode, source, signal_id = signal.mode, signal.source, signal.signal_id
+    elif record is not None and _frozen_unknown(seen, record):
+        mode, source, signal_id = record.mode, record.source, record.id
+    else:
         return None
     order = SignalOrder(
-        mode=signal.mode,
-        source=signal.source,
+        mode=mode,
+        source=source,
         reason="the halt was lifted",
-        attempt=signal.attempt,
+        attempt=number(seen),
         clear=True,
-        signal_id=signal.signal_id,
+        signal_id=signal_id,
     )
     return Plan(verdict=Verdict(RunReason.RESUMED, "the halt was lifted"), signal=order, requeue_after_s=0)
+
+
+def _frozen_unknown(seen: Observation, record: Halt) -> bool:
+    """The pods stand still for a signal that was sent by Redis alone, and no signal that lifts it has been sent."""
+    if record.mode is not EmergencyStop.FREEZE or record.source is HaltSource.RUNTIME or not training_pods(seen):
+        return False
+    return seen.signal is None or seen.signal.signal_id != record.id
 
 
 def _signal(seen: Observation, halt: HaltRequest) -> Plan | None:

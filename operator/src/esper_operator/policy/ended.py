@@ -1,5 +1,6 @@
 """The current attempt has ended and nobody asked for it: record how, so that an operator killed now loses nothing."""
 
+from esper_leyline.labels import TOLARIA
 from esper_leyline.phases import ConditionType, EmergencyStop, HaltSource
 from esper_leyline.reasons import RunReason
 
@@ -55,4 +56,12 @@ def _lifted(seen: Observation, end: End) -> bool:
         return True  # suspended
     sent = signal is not None and signal.attempt == number(seen)
     stopping = signal is not None and signal.mode in (EmergencyStop.CHECKPOINT, EmergencyStop.KILL)
+    if answer and (signal is None or signal.attempt != number(seen)) and _answered(seen):
+        return True  # its sender was killed when only Redis had it
     return answer and sent and stopping and end.reason is not RunReason.ROLLBACKS_EXHAUSTED
+
+
+def _answered(seen: Observation) -> bool:
+    """A trainer of this attempt has answered a stop."""
+    acks = (report.ack for report in seen.reports if report.attempt == number(seen) and report.HasField("ack"))
+    return any(ack.participant == TOLARIA and not ack.clear for ack in acks)

@@ -12,6 +12,7 @@ from esper_operator.api.runstatus import MAX_MESSAGE
 MAX_COUNT = 2**53
 """JSON readers keep integers exact up to here."""
 MAX_REASON = 128
+MAX_INCIDENT = 64
 _REASONS: Mapping[str, RunReason] = {reason.value: reason for reason in RunReason}
 
 

@@ -39,9 +39,15 @@ class History:
     added: int = 0
 
     def move(self, to: Phase, *, time: datetime, reason: str, attempt: int, step: int | None) -> bool:
-        """Appends a transition. False when the chain is at `to` already."""
+        """Appends a transition. False when the chain is at `to` already.
+
+        Two clocks speak here, the operator's and that of the pod's node, and news may arrive late: no entry begins
+        before the one that it follows.
+        """
         if to == self.phase:
             return False
+        if self.entries:
+            time = max(time, self.entries[-1].time)
         entry = HistoryEntry(time=time, from_=self.phase, to=to, reason=reason, attempt=attempt or None, step=step)
         self.entries.append(entry)
         self.phase = to
@@ -122,8 +128,12 @@ class Draft:
         created = self.plan.job is not None and not self.applied.refused and not self.applied.waiting
         return self.plan.attempt if created else None
 
-    def say(self, reason: RunReason, message: str, *, warning: bool = False, action: str = "Reconcile") -> None:
-        self.events.append(EventRecord(reason=reason, message=message, warning=warning, action=action))
+    def say(
+        self, reason: RunReason, message: str, *, warning: bool = False, action: str = "Reconcile", incident: str = ""
+    ) -> None:
+        self.events.append(
+            EventRecord(reason=reason, message=message, warning=warning, action=action, incident=incident)
+        )
 
     def said(self, reasons: Iterable[RunReason]) -> bool:
         wanted = set(reasons)

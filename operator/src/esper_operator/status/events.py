@@ -1,12 +1,15 @@
 """Events of a transition: one per thing that happened, never per step; posted after the status write succeeded."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
+from esper_leyline.incidents import incident_at
 from esper_leyline.phases import ConditionType, Phase
 from esper_leyline.reasons import RunReason
 
 from esper_operator.api.v1alpha1 import Status
 from esper_operator.model import Ending, EventRecord
+from esper_operator.observe.halting import in_force
 from esper_operator.status.bounds import reason
 from esper_operator.status.draft import Draft
 from esper_operator.status.podstate import WAITING
@@ -35,9 +38,10 @@ def _outcome(draft: Draft, new: Status) -> None:
         case Ending.FAILED:
             draft.say(said.reason, said.message, warning=True, action="Finish")
         case Ending.RESTART:
-            draft.say(said.reason, said.message, warning=True, action="Restart")
+            incident = incident_at(draft.seen.run.uid, draft.number)
+            draft.say(said.reason, said.message, warning=True, action="Restart", incident=incident)
         case Ending.HALTED:
-            draft.say(RunReason.HALTED, said.message, warning=True, action="Halt")
+            draft.say(RunReason.HALTED, said.message, warning=True, action="Halt", incident=_halt(draft, new))
 
 
 def _job(draft: Draft, new: Status) -> None:
@@ -56,15 +60,16 @@ def _phase(draft: Draft, new: Status) -> None:
         return
     step = new.progress.step if new.progress else None
     if now is Phase.RUNNING and was in (Phase.HALTED, Phase.HALTING, Phase.SUSPENDED):
-        draft.say(RunReason.RESUMED, f"training goes on at step {step}", action="Start")
+        draft.say(RunReason.RESUMED, f"training goes on at step {step}", action="Start", incident=_halt(draft, new))
     elif now is Phase.RUNNING and was not in (Phase.ROLLING_BACK, Phase.RESTARTING):
         draft.say(RunReason.TRAINING, f"training since step {step}", action="Start")
     elif now is Phase.HALTING:
-        draft.say(RunReason.HALT_REQUESTED, _message(new, ConditionType.HALTED, ConditionType.SUSPENDED), action="Halt")
+        message = _message(new, ConditionType.HALTED, ConditionType.SUSPENDED)
+        draft.say(RunReason.HALT_REQUESTED, message, action="Halt", incident=_halt(draft, new))
     elif now is Phase.HALTED and not draft.said({RunReason.HALTED}):
         halted = new.condition(ConditionType.HALTED)
         why = RunReason.FROZEN if halted is not None and halted.reason == RunReason.FROZEN else RunReason.HALTED
-        draft.say(why, _halted(new), action="Halt")
+        draft.say(why, _halted(new), action="Halt", incident=_halt(draft, new))
     elif now is Phase.SUSPENDED:
         draft.say(RunReason.SUSPENDED, _message(new, ConditionType.SUSPENDED), action="Suspend")
     elif now is Phase.QUEUED:
@@ -73,6 +78,12 @@ def _phase(draft: Draft, new: Status) -> None:
         draft.say(
             reason(new.reason or "", RunReason.POD_LOST), "training is interrupted", warning=True, action="Restart"
         )
+
+
+def _halt(draft: Draft, new: Status) -> str:
+    """The halt that is in force, or was until now."""
+    halt = in_force(new) or in_force(draft.old)
+    return "" if halt is None else halt.id
 
 
 def _halted(new: Status) -> str:
@@ -137,4 +148,4 @@ def aggregate(events: Iterable[EventRecord]) -> tuple[EventRecord, ...]:
 
 def _with_note(event: EventRecord, suffix: str) -> EventRecord:
     message = event.message[: MAX_NOTE - len(suffix)] + suffix
-    return EventRecord(reason=event.reason, message=message, warning=event.warning, action=event.action)
+    return replace(event, message=message)

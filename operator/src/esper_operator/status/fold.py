@@ -98,7 +98,7 @@ def _event(draft: Draft, report: RunReport, time: datetime, *, late: bool) -> No
         case "transition" if not late:
             _transition(draft, report.transition, bounds.moment(report.transition.time, time), report.attempt)
         case "recovery":
-            _recovery(draft, report.recovery, time)
+            _recovery(draft, report, time)
         case "ack":
             halt.acknowledge(draft, report.ack, report.pod_name)
         case "failure":
@@ -108,7 +108,12 @@ def _event(draft: Draft, report: RunReport, time: datetime, *, late: bool) -> No
             draft.checkpoint = draft.checkpoint.changed(export_path=path)
         case "notice":
             reason = bounds.reason(report.notice.reason, RunReason.TRAINING)
-            draft.say(reason, bounds.message(report.notice.message), warning=report.notice.warning, action="Report")
+            message, warning = bounds.message(report.notice.message), report.notice.warning
+            draft.say(reason, message, warning=warning, action="Report", incident=_incident(report))
+
+
+def _incident(report: RunReport) -> str:
+    return report.incident[: bounds.MAX_INCIDENT]
 
 
 def _transition(draft: Draft, transition: wire.Transition, time: datetime, attempt: int) -> None:
@@ -116,6 +121,7 @@ def _transition(draft: Draft, transition: wire.Transition, time: datetime, attem
     if to is not None:
         reason = transition.reason[: bounds.MAX_REASON]
         step = bounds.count(transition.step)
+        halt.lead_up(draft, to, time)
         draft.history.move(to, time=time, reason=reason, attempt=attempt, step=step)
     if transition.to_phase:
         draft.runtime = transition.to_phase
@@ -148,7 +154,8 @@ def _catch_up(draft: Draft) -> None:
             draft.history.move(to, time=draft.now, reason=RunReason.TRAINING, attempt=draft.number, step=step)
 
 
-def _recovery(draft: Draft, recovery: wire.Recovery, time: datetime) -> None:
+def _recovery(draft: Draft, report: RunReport, time: datetime) -> None:
+    recovery = report.recovery
     known = _KINDS.get(recovery.kind)
     if known is None:
         return
@@ -164,10 +171,11 @@ def _recovery(draft: Draft, recovery: wire.Recovery, time: datetime) -> None:
         completed_time=bounds.moment(recovery.completed_time, time),
         detect_milliseconds=bounds.nearest(recovery.detect_ms),
         recover_milliseconds=bounds.nearest(recovery.recover_ms),
+        incident=_incident(report) or None,
     )
     draft.last_recovery = found
     message = f"{found.cause}: step {found.from_step} -> {found.to_step} in {found.recover_milliseconds} ms"
-    draft.say(reason, message, warning=not resumed, action="Recover")
+    draft.say(reason, message, warning=not resumed, action="Recover", incident=_incident(report))
 
 
 def _stood_before(history: History) -> bool:
@@ -197,4 +205,4 @@ def _failure(draft: Draft, report: RunReport, time: datetime, *, late: bool) -> 
         time=bounds.moment(failure.time, time),
     )
     message = f"pod {report.pod_name}: {failure.message.strip() or reason}"
-    draft.say(reason, bounds.message(message), warning=True, action="Report")
+    draft.say(reason, bounds.message(message), warning=True, action="Report", incident=_incident(report))

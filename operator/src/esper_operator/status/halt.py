@@ -1,8 +1,10 @@
 """status.halt and the condition Halted: who asked, who answered, whether the run stands still."""
 
+from datetime import datetime
 from typing import NamedTuple
 
-from esper_leyline.phases import ConditionType, EmergencyStop, HaltSource
+from esper_leyline.labels import KASMINA, TAMIYO, TOLARIA
+from esper_leyline.phases import ConditionType, EmergencyStop, HaltSource, Phase
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1.emergency_pb2 import AckStage, EmergencyAck
 from esper_leyline.v1.report_pb2 import RuntimePhase
@@ -11,10 +13,14 @@ from esper_operator.api.v1alpha1 import Halt
 from esper_operator.model import Ending, Pod, SignalRecord
 from esper_operator.observe.attempt import EndKind, holds, newest_pods, pod_end, training_pods
 from esper_operator.observe.halting import HaltRequest, expresses, in_force, requested
-from esper_operator.status.bounds import count
+from esper_operator.status.bounds import count, milliseconds
 from esper_operator.status.draft import UNREPORTED, Draft
 
 MAX_MISSING = 32
+MAX_NAME = 253
+ANSWERING = (KASMINA, TAMIYO)
+"""Sidecars that answer a signal beside the trainer. A halt is complete without them: they stop nothing that matters
+to the state, and one that is down must not keep a person waiting; but the status names it."""
 _FREEZES = (RuntimePhase.RUNTIME_PHASE_FROZEN, RuntimePhase.RUNTIME_PHASE_HALTED)
 _STOPS = (RuntimePhase.RUNTIME_PHASE_HALTED,)
 _ENDING = (RuntimePhase.RUNTIME_PHASE_HALTING, RuntimePhase.RUNTIME_PHASE_HALTED)
@@ -37,35 +43,87 @@ def request(draft: Draft) -> None:
     signal = _on_record(draft, asked)
     sent = signal.signal_id[:63] if signal is not None else ""
     if record is not None and record.mode is asked.mode:
-        draft.halt = record.changed(id=sent or record.id, source=asked.source)
+        draft.halt = _with_successors(draft, record.changed(id=sent or record.id, source=asked.source))
         return
-    missing = tuple(pod.name for pod in _expected(draft))
+    pods = tuple(pod.name for pod in _expected(draft))
     draft.halt = Halt(
         id=sent or asked.id,
         mode=asked.mode,
         source=asked.source,
-        requested_time=draft.now,
-        expected=len(missing),
-        missing=missing[:MAX_MISSING],
+        requested_time=_since(draft, signal),
+        expected=len(pods),
+        missing=(*pods, *(name for pod in pods for name in _sidecars_of(pod)))[:MAX_MISSING],
     )
 
 
+def _with_successors(draft: Draft, record: Halt) -> Halt:
+    """A pod that was replaced before it answered answers no more: its successor does."""
+    alive = [pod.name for pod in _expected(draft)]
+    fresh = [name for name in alive if name not in record.missing]
+    for gone in [name for name in record.missing if "/" not in name and name not in alive]:
+        successor = next((name for name in fresh if _place(name) == _place(gone)), None)
+        if successor is not None:
+            named = {gone: successor, **dict(zip(_sidecars_of(gone), _sidecars_of(successor), strict=True))}
+            record = record.changed(missing=tuple(named.get(name, name) for name in record.missing))
+    return record
+
+
+def _place(pod_name: str) -> str:
+    """Job and rank of a pod: its name without what is random."""
+    return pod_name.rpartition("-")[0]
+
+
+def _since(draft: Draft, signal: SignalRecord | None) -> datetime:
+    """A signal may be on its way for some time before a status speaks of it."""
+    sent = draft.now if signal is None or signal.time is None else milliseconds(signal.time)
+    return min(sent, draft.now)
+
+
 def acknowledge(draft: Draft, ack: EmergencyAck, pod_name: str) -> None:
-    """Takes in what a trainer answered to the halt in force. Others' answers, and those to a clear, count nothing."""
+    """Takes in what a trainer or a sidecar answered to the halt in force. An answer to a clear counts nothing."""
+    if ack.clear:
+        return
+    if requested(draft.seen) is None:
+        _note_unasked(draft, ack)
+        return
     record = draft.halt
-    if record is None or ack.clear or ack.participant != "tolaria":
+    if record is None:
+        return
+    if ack.participant in ANSWERING:
+        if ack.signal_id == record.id:
+            draft.halt = _heard(record, f"{pod_name}/{ack.participant}"[:MAX_NAME])
+        return
+    if ack.participant != TOLARIA:
         return
     if ack.signal_id != record.id:
         if not _stands_in(draft, record) or ack.attempt != draft.number:
             return
         record = record.changed(id=ack.signal_id[:63])
     if record.expected == 0:  # a pod that came up under the halt
-        record = record.changed(expected=1, missing=(pod_name[:253],))
+        record = record.changed(expected=1, missing=(pod_name[:MAX_NAME],))
     record = _answered(draft, record, pod_name)
     if ack.HasField("saved_step"):
         record = record.changed(saved_step=count(ack.saved_step))
     draft.halt = record
     draft.halt_done = draft.halt_done or ack.stage == AckStage.ACK_STAGE_DONE
+
+
+def _note_unasked(draft: Draft, ack: EmergencyAck) -> None:
+    """The answer to a signal that was lifted before anybody wrote of it: its sender was killed when only Redis had it.
+    Kept, since the signal that lifts it must name it."""
+    known = draft.seen.signal
+    if ack.participant != TOLARIA or ack.attempt != draft.number or in_force(draft.old) is not None:
+        return
+    if known is not None and known.signal_id == ack.signal_id:
+        return  # its clear is on the way
+    draft.halt = Halt(
+        id=ack.signal_id[:63],
+        mode=EmergencyStop.FREEZE,
+        source=HaltSource.SPEC,
+        requested_time=draft.now,
+        expected=1,
+        acknowledged=1,
+    )
 
 
 def _stands_in(draft: Draft, record: Halt) -> bool:
@@ -78,6 +136,17 @@ def _on_record(draft: Draft, asked: HaltRequest) -> SignalRecord | None:
     """The signal that asks for this halt, as the ConfigMap has it."""
     signal = draft.applied.signal or draft.seen.signal
     return signal if expresses(signal, asked, draft.number) else None
+
+
+def lead_up(draft: Draft, to: Phase, time: datetime) -> None:
+    """A run whose pods answered before any status spoke of the halt was halting all the same, since the request."""
+    record, history = draft.halt, draft.history
+    if to is not Phase.HALTED or history.phase in (Phase.HALTING, Phase.HALTED) or in_force(draft.old) is not None:
+        return
+    if record is None or record.requested_time is None:
+        return
+    since, step = min(record.requested_time, time), draft.progress.step
+    history.move(Phase.HALTING, time=since, reason=RunReason.HALT_REQUESTED, attempt=draft.number, step=step)
 
 
 def settle(draft: Draft) -> Row:
@@ -124,7 +193,7 @@ def _unasked(draft: Draft) -> Row:
         return Row("True", RunReason.FROZEN, "lifted; waiting for the trainer to go on")
     ending = own and was.reason == RunReason.HALT_REQUESTED and draft.runtime == UNREPORTED
     if pods and outcome is None and (draft.runtime in _ENDING or ending):
-        if record is None and draft.seen.signal is None:
+        if record is None and draft.seen.signal is None and draft.halt is draft.old.halt:
             _runtime_halt(draft, saved_step=None)
         return Row("False", RunReason.HALT_REQUESTED, "the runtime is halting")
     return quiet
@@ -154,6 +223,8 @@ def _note_ended(draft: Draft) -> None:
         if draft.halt is None or end is None or end.kind is not EndKind.HALTED:
             continue
         draft.halt = _answered(draft, draft.halt, pod.name)
+        for name in _sidecars_of(pod.name):  # whoever has ended acts no more
+            draft.halt = _heard(draft.halt, name)
         if end.saved_step is not None and draft.halt.saved_step is None:
             draft.halt = draft.halt.changed(saved_step=end.saved_step)
 
@@ -161,12 +232,20 @@ def _note_ended(draft: Draft) -> None:
 def _answered(draft: Draft, record: Halt, pod_name: str) -> Halt:
     if pod_name not in record.missing:
         return record
-    missing = tuple(name for name in record.missing if name != pod_name)
+    record = _heard(record, pod_name)
     answered = record.acknowledged + 1
     took = record.milliseconds
     if answered >= record.expected and took is None and record.requested_time is not None:
         took = count((draft.now - record.requested_time).total_seconds() * 1000)
-    return record.changed(missing=missing, acknowledged=answered, milliseconds=took)
+    return record.changed(acknowledged=answered, milliseconds=took)
+
+
+def _heard(record: Halt, name: str) -> Halt:
+    return record.changed(missing=tuple(one for one in record.missing if one != name))
+
+
+def _sidecars_of(pod_name: str) -> tuple[str, ...]:
+    return tuple(f"{pod_name}/{sidecar}" for sidecar in ANSWERING)
 
 
 def _expected(draft: Draft) -> tuple[Pod, ...]:

@@ -53,6 +53,8 @@ def next_status(seen: Observation, plan: Plan, applied: Applied | None = None) -
     draft.next_attempt_time = _next_attempt_time(draft, rows)
     now = phase(rows, activity(draft))
     why = _reason(draft, now, rows)
+    if draft.halt is not None and draft.halt.acknowledged:
+        halt.lead_up(draft, now, draft.now)
     draft.history.move(now, time=draft.now, reason=why, attempt=_attempt(draft), step=draft.progress.step)
     status = _status(draft, now, why, rows)
     announce(draft, status)

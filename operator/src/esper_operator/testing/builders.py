@@ -166,13 +166,15 @@ class Scene:
         told = report(self, phase, seq=seq, attempt=attempt, pod=pod, step=step, total=total, **options)
         return replace(self, reports=(*self.reports, told))
 
-    def acknowledging(self, stage: str = "DONE", *, saved_step: int | None = None, **options: Any) -> "Scene":
-        """The trainer's answer to the last signal."""
+    def acknowledging(
+        self, stage: str = "DONE", *, saved_step: int | None = None, participant: str = "tolaria", **options: Any
+    ) -> "Scene":
+        """The trainer's answer to the last signal, or a sidecar's."""
         ack = EmergencyAck(
             version=1,
             signal_id=self.signal.signal_id if self.signal else "",
             run_uid=self.uid,
-            participant="tolaria",
+            participant=participant,
             stage=f"ACK_STAGE_{stage}",
             clear=self.signal.clear if self.signal else False,
         )

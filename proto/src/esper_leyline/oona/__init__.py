@@ -11,25 +11,77 @@ and goes on where it was.
             envelope = entry.envelope()  # None: no BusEnvelope
 """
 
+from esper_leyline.oona.admission import Admission, Pressure
 from esper_leyline.oona.breaker import Backoff, Breaker, BreakerState
-from esper_leyline.oona.client import Entry, Oona, OonaUnavailable, Outcome, Status
+from esper_leyline.oona.client import Entry, Oona, OonaDenied, OonaRefused, OonaUnavailable, Outcome, Status
 from esper_leyline.oona.config import OonaConfig, OonaConfigError
-from esper_leyline.oona.streams import MAX_ENTRY_BYTES, REPORTS, TELEMETRY, Stream, signals
+from esper_leyline.oona.consumer import Consumer, ConsumerOptions, ConsumerStats, Delivery, Done, Rejected, RetryLater
+from esper_leyline.oona.deadletter import Kept, ReplayError, dead_letter, dead_letters, replay
+from esper_leyline.oona.examine import MAX_SKEW_S, Examination, examine
+from esper_leyline.oona.housekeeping import Housekeeper, StreamState
+from esper_leyline.oona.publisher import Publisher
+from esper_leyline.oona.streams import (
+    DEAD_LETTERS,
+    EMERGENCY,
+    KERNEL_ERRORS,
+    KERNEL_READY,
+    KERNEL_REQUESTS,
+    MAX_ENTRY_BYTES,
+    NORMAL,
+    POLICY,
+    REPORTS,
+    STREAMS,
+    TELEMETRY,
+    Stream,
+    route,
+    signals,
+)
 
 __all__ = [
+    "DEAD_LETTERS",
+    "EMERGENCY",
+    "KERNEL_ERRORS",
+    "KERNEL_READY",
+    "KERNEL_REQUESTS",
     "MAX_ENTRY_BYTES",
+    "MAX_SKEW_S",
+    "NORMAL",
+    "POLICY",
     "REPORTS",
+    "STREAMS",
     "TELEMETRY",
+    "Admission",
     "Backoff",
     "Breaker",
     "BreakerState",
+    "Consumer",
+    "ConsumerOptions",
+    "ConsumerStats",
+    "Delivery",
+    "Done",
     "Entry",
+    "Examination",
+    "Housekeeper",
+    "Kept",
     "Oona",
     "OonaConfig",
     "OonaConfigError",
+    "OonaDenied",
+    "OonaRefused",
     "OonaUnavailable",
     "Outcome",
+    "Pressure",
+    "Publisher",
+    "Rejected",
+    "ReplayError",
+    "RetryLater",
     "Status",
     "Stream",
+    "StreamState",
+    "dead_letter",
+    "dead_letters",
+    "examine",
+    "replay",
+    "route",
     "signals",
 ]

@@ -37,10 +37,19 @@ class BreakerState(StrEnum):
 class Breaker:
     """Refuses calls after `failures` in a row, lets one through as a probe after a back-off, closes on a success."""
 
-    def __init__(self, *, failures: int, backoff: Backoff, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        failures: int,
+        backoff: Backoff,
+        clock: Callable[[], float],
+        changed: Callable[[BreakerState], None] = lambda state: None,
+    ) -> None:
+        """`changed` is told each new state at once; it must not wait."""
         self._limit = failures
         self._backoff = backoff
         self._clock = clock
+        self._changed = changed
         self._failures = 0
         self._open_until = 0.0
         self.state = BreakerState.CLOSED
@@ -50,24 +59,29 @@ class Breaker:
         if self.state is BreakerState.CLOSED:
             return True
         if self.state is BreakerState.OPEN and self._clock() >= self._open_until:
-            self.state = BreakerState.HALF_OPEN
+            self._move(BreakerState.HALF_OPEN)
             return True
         return False
 
     def succeeded(self) -> None:
         self._failures = 0
         self._backoff.reset()
-        self.state = BreakerState.CLOSED
+        self._move(BreakerState.CLOSED)
 
     def failed(self) -> None:
         self._failures += 1
         if self.state is BreakerState.HALF_OPEN or (
             self.state is BreakerState.CLOSED and self._failures >= self._limit
         ):
-            self.state = BreakerState.OPEN
             self._open_until = self._clock() + self._backoff.next_s()
+            self._move(BreakerState.OPEN)
 
     def abandoned(self) -> None:
         """The probe was cancelled and says nothing: the next caller may probe."""
         if self.state is BreakerState.HALF_OPEN:
-            self.state = BreakerState.OPEN
+            self._move(BreakerState.OPEN)
+
+    def _move(self, state: BreakerState) -> None:
+        if state is not self.state:
+            self.state = state
+            self._changed(state)

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -11,16 +12,25 @@ from typing import Any, Final, Self, TypeVar
 
 from google.protobuf.message import DecodeError
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.client import PubSub
+from redis.asyncio.client import Pipeline, PubSub
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from esper_leyline.oona.breaker import Backoff, Breaker
+from esper_leyline.oona.answers import (
+    MAX_ANSWER_BYTES,
+    MAX_BATCH,
+    NONSENSE,
+    SMALL_ANSWER_BYTES,
+    entry_id,
+    parser_for,
+)
+from esper_leyline.oona.breaker import Backoff, Breaker, BreakerState
 from esper_leyline.oona.config import OonaConfig
-from esper_leyline.oona.streams import FIELD, MAX_ENTRY_BYTES, REPORTS, Stream, signals
+from esper_leyline.oona.streams import EMERGENCY, FIELD, MAX_ENTRY_BYTES, REPORTS, Stream, signals
 from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.common_pb2 import MessagePriority
 
@@ -28,15 +38,26 @@ BEGIN: Final = "0-0"
 """Reading position before the oldest entry."""
 
 _TRANSPORT_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError)
-_BATCH: Final = 128
-"""Entries per read."""
+PER_MESSAGE_S: Final = 0.02
+"""Added to the timeout of an exchange for each message after the first."""
+_STALE_CONNECTIONS: Final = 2
+"""One in the pool, and one to a server that has just stepped down."""
 
 
 T = TypeVar("T")
+_Adding = Callable[["_Lane", Sequence["_Message"]], Awaitable[list["Outcome"]]]
 
 
 class OonaUnavailable(Exception):
     """Redis could not be asked in time, or refused; only the methods that read once raise it."""
+
+
+class OonaRefused(OonaUnavailable):
+    """Redis answered, and its answer is no."""
+
+
+class OonaDenied(OonaRefused):
+    """This user may not do that, or this Redis does not know it."""
 
 
 class Status(StrEnum):
@@ -44,7 +65,11 @@ class Status(StrEnum):
     UNAVAILABLE = "unavailable"
     """No answer in time, or the breaker is open. It may have arrived all the same: send again, receivers cope."""
     REFUSED = "refused"
-    """Redis answered no: out of memory, read-only, not permitted."""
+    """Redis answered no (out of memory, read-only, not permitted), or back-pressure did: keep it, try again."""
+    DROPPED = "dropped"
+    """Given up because of back-pressure."""
+    COALESCED = "coalesced"
+    """One of too many CRITICAL ones: counted, not sent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,17 +114,28 @@ class Oona:
     Every reader has its own connection.
     """
 
-    def __init__(self, config: OonaConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: OonaConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_breaker: Callable[[BreakerState], None] = lambda state: None,
+    ) -> None:
+        """`on_breaker` is told each new state of the breaker at once; it must not wait."""
         self.config = config
-        self._breaker = Breaker(failures=config.breaker_failures, backoff=self._backoff(), clock=clock)
-        self._normal = _Lane(self._client())
-        self._critical = _Lane(self._client())
+        self._breaker = Breaker(
+            failures=config.breaker_failures, backoff=self._backoff(), clock=clock, changed=on_breaker
+        )
+        self._normal = _Lane(self._client(SMALL_ANSWER_BYTES, self._notice_new_connections()))
+        self._critical = _Lane(self._client(SMALL_ANSWER_BYTES, self._notice_new_connections()))
         self._readers: set[Redis] = set()
         self._up = asyncio.Event()
         self._down = asyncio.Event()
         self._down.set()
         self.problem = ""
         """Why the last exchange with Redis failed; empty when it did not."""
+        self.interruptions = 0
+        """How often Redis may have gone away. It may then have forgotten what it had acknowledged shortly before."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -122,9 +158,19 @@ class Oona:
         """True when the last exchange with Redis succeeded; False before the first."""
         return self._up.is_set()
 
+    @property
+    def conservative(self) -> bool:
+        """True while the breaker is not closed: what is not CRITICAL waits between single tries."""
+        return self._breaker.state is not BreakerState.CLOSED
+
     async def wait_connected(self, connected: bool = True) -> None:
         """Returns when `connected` has that value."""
         await (self._up if connected else self._down).wait()
+
+    async def stand_by(self) -> None:
+        """Connects for CRITICAL messages ahead of need, or finds out that the connection is dead. OonaUnavailable."""
+        async with self._critical.lock:
+            await self.ask(self._critical.client.ping(), self.config.timeout_s)
 
     # --- publishing ----------------------------------------------------------------------------------------------
 
@@ -132,42 +178,63 @@ class Oona:
         return await self.publish(REPORTS, envelope)
 
     async def publish_signal(self, run_uid: str, envelope: BusEnvelope) -> Outcome:
-        """Sends an emergency signal to the pods of a run. Give it the priority CRITICAL."""
-        return await self.publish(signals(run_uid), envelope)
+        """Sends an emergency signal to the pods of a run, and to who follows all. Give it the priority CRITICAL."""
+        return await self.publish(signals(run_uid), envelope, EMERGENCY)
 
-    async def publish(self, stream: Stream, envelope: BusEnvelope) -> Outcome:
-        """Adds the envelope to the stream and its channel in one transaction, within timeout_s.
+    async def publish_signals(self, envelopes: Mapping[str, BusEnvelope]) -> dict[str, Outcome]:
+        """As publish_signal, to many runs by UID, together; within timeout_s and some time for each."""
+        messages = [_Message.of(envelope, signals(uid), EMERGENCY) for uid, envelope in envelopes.items()]
+        return dict(zip(envelopes, await self._send(self._critical, self._add_again, messages), strict=True))
+
+    async def publish(self, stream: Stream, envelope: BusEnvelope, *more: Stream) -> Outcome:
+        """Adds the envelope to the stream and its channel, and to `more`, in one transaction, within timeout_s.
 
         Raises ValueError for an envelope over MAX_ENTRY_BYTES, and nothing for any state of Redis.
         """
-        raw = envelope.SerializeToString()
-        if len(raw) > MAX_ENTRY_BYTES:
-            raise ValueError(f"envelope of {len(raw)} bytes; at most {MAX_ENTRY_BYTES}")
+        messages = [_Message.of(envelope, stream, *more)]
         critical = envelope.priority == MessagePriority.MESSAGE_PRIORITY_CRITICAL
-        if not self._breaker.admits() and not critical:
+        if not critical and not self._breaker.admits():
             return Outcome(status=Status.UNAVAILABLE, detail="Redis did not answer lately; waiting before the next try")
         lane = self._critical if critical else self._normal
+        adding = self._add_again if critical else self._add
+        return (await self._send(lane, adding, messages))[0]
+
+    async def _send(self, lane: "_Lane", adding: "_Adding", messages: Sequence["_Message"]) -> list[Outcome]:
+        """One exchange; an outcome for each message."""
         try:
-            entry_id = await _within(self.config.timeout_s, self._add(lane, stream, raw))
-        except _TRANSPORT_ERRORS as error:
-            return Outcome(status=Status.UNAVAILABLE, detail=self._failed(error))
+            timeout_s = self.config.timeout_s + PER_MESSAGE_S * (len(messages) - 1)
+            added = await _within(timeout_s, adding(lane, messages))
+        except (*_TRANSPORT_ERRORS, *NONSENSE) as error:
+            return [Outcome(status=Status.UNAVAILABLE, detail=self._failed(error))] * len(messages)
         except RedisError as error:
             self._succeeded()  # an answer, if not the one that was hoped for
-            return Outcome(status=Status.REFUSED, detail=_describe(error))
+            if isinstance(error, ReadOnlyError):
+                await renew(lane.client)
+            return [Outcome(status=Status.REFUSED, detail=_describe(error))] * len(messages)
         except asyncio.CancelledError:
             self._breaker.abandoned()
             raise
         self._succeeded()
-        return Outcome(status=Status.PUBLISHED, entry_id=entry_id)
+        return added
 
-    async def _add(self, lane: "_Lane", stream: Stream, raw: bytes) -> str:
+    async def _add_again(self, lane: "_Lane", messages: Sequence["_Message"]) -> list[Outcome]:
+        """As _add; a connection that turns out to be dead, or to lead to a server that has stepped down, costs no call
+        but a new connection."""
+        for _ in range(_STALE_CONNECTIONS):
+            try:
+                return await self._add(lane, messages)
+            except (RedisConnectionError, OSError):
+                continue
+            except ReadOnlyError:
+                await renew(lane.client)
+        return await self._add(lane, messages)
+
+    async def _add(self, lane: "_Lane", messages: Sequence["_Message"]) -> list[Outcome]:
+        """All in one transaction. Redis may refuse some of them, such as one whose stream is something else there."""
         async with lane.lock, lane.client.pipeline(transaction=True) as transaction:
-            transaction.xadd(stream.name, {FIELD: raw}, maxlen=stream.max_length, approximate=not stream.exact)
-            transaction.publish(stream.name, raw)
-            if stream.idle_seconds is not None:
-                transaction.expire(stream.name, stream.idle_seconds)
-            results = await transaction.execute()
-        return bytes(results[0]).decode()
+            sizes = [message.put_into(transaction) for message in messages]
+            answers = iter(await transaction.execute(raise_on_error=False))
+        return [_outcome(list(itertools.islice(answers, size))) for size in sizes]
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -178,7 +245,7 @@ class Oona:
     def signals(self, run_uid: str) -> AsyncGenerator[Entry]:
         """The newest signal of a run, then each new one. Endless; after every reconnection the newest comes again,
         so that a Redis which lost its data loses no signal."""
-        return self._follow(signals(run_uid), BEGIN, newest_first=True)
+        return self._follow(signals(run_uid), BEGIN, newest_first=True, max_answer_bytes=SMALL_ANSWER_BYTES)
 
     def entries(self, stream: Stream, after_id: str = BEGIN) -> AsyncGenerator[Entry]:
         """All entries after an id. Endless: reconnects by itself, and begins anew when Redis has lost its data."""
@@ -186,7 +253,7 @@ class Oona:
 
     async def last(self, stream: Stream) -> Entry | None:
         """The newest entry; None when there is none. OonaUnavailable when Redis cannot say."""
-        async with self._reader() as client:
+        async with self.connection() as client:
             return await self._newest(client, stream)
 
     async def subscribe(self, channel: str) -> AsyncGenerator[Entry]:
@@ -194,7 +261,7 @@ class Oona:
         backoff = self._backoff()
         while True:
             try:
-                async with self._reader() as client, client.pubsub(ignore_subscribe_messages=True) as listener:
+                async with self.connection() as client, client.pubsub(ignore_subscribe_messages=True) as listener:
                     await self._attempt(listener.subscribe(channel), self.config.timeout_s)
                     while True:
                         message = await self._message(listener)
@@ -204,36 +271,44 @@ class Oona:
             except OonaUnavailable:
                 await asyncio.sleep(backoff.next_s())
 
-    async def _follow(self, stream: Stream, position: str, *, newest_first: bool) -> AsyncGenerator[Entry]:
+    async def _follow(
+        self, stream: Stream, position: str, *, newest_first: bool, max_answer_bytes: int = MAX_ANSWER_BYTES
+    ) -> AsyncGenerator[Entry]:
         backoff = self._backoff()
         while True:
             try:
-                async with self._reader() as client:
-                    newest = await self._newest(client, stream)
-                    if newest_first and newest is not None:
-                        position = newest.id
-                        yield newest
-                    elif newest is None or _order(newest.id) < _order(position):
-                        position = BEGIN  # Redis has lost its data; its new entries may well have lower ids
+                async with self.connection(max_answer_bytes) as client:
+                    again = newest_first
                     while True:
-                        for entry in await self._read(client, stream, position):
-                            position = entry.id
-                            yield entry
+                        newest = await self._newest(client, stream)
+                        lost = newest is None or newest.order < _order(position)
+                        if newest is not None and newest_first and (again or lost):
+                            position = newest.id
+                            yield newest
+                        elif lost:
+                            position = BEGIN  # Redis has lost its data; its new entries may well have lower ids
+                        again = False
+                        while found := await self._read(client, stream, position):
+                            for entry in found:
+                                position = entry.id
+                                yield entry
+                            backoff.reset()
+                        # A silence: perhaps because the stream is another one now, whose ids are lower.
                         backoff.reset()
             except OonaUnavailable:
                 await asyncio.sleep(backoff.next_s())
 
     async def _newest(self, client: Redis, stream: Stream) -> Entry | None:
-        found = await self._ask(client.xrevrange(stream.name, count=1), self.config.timeout_s)
-        return _entries(found)[0] if found else None
+        found = await self.ask(client.xrevrange(stream.name, count=1), self.config.timeout_s)
+        return entries_of(found)[0] if found else None
 
     async def _read(self, client: Redis, stream: Stream, position: str) -> list[Entry]:
         block_ms = max(1, int(self.config.block_s * 1000))
-        found = await self._ask(
-            client.xread({stream.name: position}, count=_BATCH, block=block_ms),
+        found = await self.ask(
+            client.xread({stream.name: position}, count=MAX_BATCH, block=block_ms),
             self.config.block_s + self.config.timeout_s,
         )
-        return _entries(found[0][1]) if found else []
+        return entries_of(found[0][1]) if found else []
 
     async def _message(self, listener: PubSub) -> dict[str, Any]:
         """The next message; in a long silence the server must answer a PING, so that a frozen one is found out."""
@@ -247,7 +322,7 @@ class Oona:
             await self._attempt(listener.ping(), self.config.timeout_s)
         raise OonaUnavailable(self._failed(TimeoutError("the server does not answer")))
 
-    async def _ask(self, call: Awaitable[Any], timeout_s: float) -> Any:
+    async def ask(self, call: Awaitable[Any], timeout_s: float) -> Any:
         """One exchange, with its result noted. OonaUnavailable for every way in which it can fail."""
         answer = await self._attempt(call, timeout_s)
         self._succeeded()
@@ -257,15 +332,17 @@ class Oona:
         """Like _ask for calls whose return is no proof of an answer: only a failure is noted."""
         try:
             return await _within(timeout_s, call)
-        except _TRANSPORT_ERRORS as error:
+        except (*_TRANSPORT_ERRORS, *NONSENSE) as error:
             raise OonaUnavailable(self._failed(error)) from error
         except RedisError as error:
             self._succeeded()
-            raise OonaUnavailable(_describe(error)) from error
+            denied = isinstance(error, NoPermissionError) or "unknown command" in str(error)
+            raise (OonaDenied if denied else OonaRefused)(_describe(error)) from error
 
     @contextlib.asynccontextmanager
-    async def _reader(self) -> AsyncIterator[Redis]:
-        client = self._client()
+    async def connection(self, max_answer_bytes: int = MAX_ANSWER_BYTES) -> AsyncIterator[Redis]:
+        """A connection of the caller's own, for `ask`. A larger answer is none."""
+        client = self._client(max_answer_bytes)
         self._readers.add(client)
         try:
             yield client
@@ -276,7 +353,9 @@ class Oona:
 
     # --- connections ---------------------------------------------------------------------------------------------
 
-    def _client(self) -> Redis:
+    def _client(
+        self, max_answer_bytes: int, on_connect: Callable[[AbstractConnection], Awaitable[None]] | None = None
+    ) -> Redis:
         config = self.config
         pool = ConnectionPool.from_url(
             config.url,
@@ -285,10 +364,24 @@ class Oona:
             socket_timeout=config.block_s + config.timeout_s,
             retry=Retry(NoBackoff(), 0),  # the breaker and the readers decide about trying again
             protocol=2,
+            parser_class=parser_for(max_answer_bytes),
             driver_info=None,
+            redis_connect_func=on_connect,
             **config.connection_options(),
         )
         return Redis.from_pool(pool)
+
+    def _notice_new_connections(self) -> Callable[[AbstractConnection], Awaitable[None]]:
+        """Of a lane: redis-py replaces a connection that has ended without a word."""
+        before = False
+
+        async def connect(connection: AbstractConnection) -> None:
+            nonlocal before
+            await connection.on_connect()
+            self.interruptions += before and self.connected  # else it was noticed
+            before = True
+
+        return connect
 
     def _backoff(self) -> Backoff:
         return Backoff(first_s=self.config.backoff_first_s, max_s=self.config.backoff_max_s)
@@ -302,10 +395,43 @@ class Oona:
     def _failed(self, error: Exception) -> str:
         """Notes a failure of the transport; its description."""
         self._breaker.failed()
+        self.interruptions += 1
         self.problem = _describe(error)
         self._up.clear()
         self._down.set()
         return self.problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    raw: bytes
+    streams: tuple[Stream, ...]
+
+    @classmethod
+    def of(cls, envelope: BusEnvelope, *streams: Stream) -> "_Message":
+        raw = envelope.SerializeToString()
+        if len(raw) > MAX_ENTRY_BYTES:
+            raise ValueError(f"envelope of {len(raw)} bytes; at most {MAX_ENTRY_BYTES}")
+        return cls(raw, streams)
+
+    def put_into(self, transaction: Pipeline) -> int:
+        """How many answers there will be; the first is the entry's id in the first stream."""
+        before = len(transaction)
+        for stream in self.streams:
+            transaction.xadd(stream.name, {FIELD: self.raw}, maxlen=stream.max_length, approximate=not stream.exact)
+        for stream in self.streams:
+            transaction.publish(stream.name, self.raw)
+            if stream.idle_seconds is not None:
+                transaction.expire(stream.name, stream.idle_seconds)
+        return len(transaction) - before
+
+
+def _outcome(answers: list[Any]) -> Outcome:
+    """Of one message. NONSENSE for answers that are none."""
+    refusal = next((answer for answer in answers if isinstance(answer, RedisError)), None)
+    if refusal is not None:
+        return Outcome(status=Status.REFUSED, detail=_describe(refusal))
+    return Outcome(status=Status.PUBLISHED, entry_id=entry_id(answers[0]))
 
 
 class _Lane:
@@ -314,6 +440,12 @@ class _Lane:
     def __init__(self, client: Redis) -> None:
         self.client = client
         self.lock = asyncio.Lock()
+
+
+async def renew(client: Redis) -> None:
+    """Its next call connects anew: who answers READONLY has stepped down, and its address may be another's by now."""
+    with contextlib.suppress(*_TRANSPORT_ERRORS):
+        await client.connection_pool.disconnect(inuse_connections=False)
 
 
 async def _within(timeout_s: float, call: Awaitable[T]) -> T:
@@ -330,13 +462,28 @@ async def _within(timeout_s: float, call: Awaitable[T]) -> T:
             raise asyncio.CancelledError
 
 
-def _entries(found: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
-    """An entry without our field is foreign; it stays in the list, so that the reading position passes it."""
-    return [Entry(entry_id.decode(), (fields or {}).get(FIELD, b"")) for entry_id, fields in found]
+@contextlib.contextmanager
+def sound_answers() -> Iterator[None]:
+    """Around code that takes answers apart: OonaUnavailable where they have another shape than Redis gives them."""
+    try:
+        yield
+    except NONSENSE as error:
+        raise OonaUnavailable(f"this is no answer of Redis: {_describe(error)}") from error
 
 
-def _order(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, number = entry_id.partition("-")
+def entries_of(found: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
+    """Of Redis's answer; OonaUnavailable when it is none. An entry without our field is foreign; it stays in the list,
+    so that the reading position passes it."""
+    with sound_answers():
+        return [Entry(entry_id(name), _raw((fields or {}).get(FIELD))) for name, fields in found]
+
+
+def _raw(value: object) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+def _order(place: str) -> tuple[int, int]:
+    milliseconds, _, number = place.partition("-")
     return int(milliseconds), int(number or 0)
 
 

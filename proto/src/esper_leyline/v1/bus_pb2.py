@@ -23,16 +23,49 @@ _sym_db = _symbol_database.Default()
 
 
 from esper_leyline.v1 import common_pb2 as esper__leyline_dot_v1_dot_common__pb2
+from esper_leyline.v1 import rules_pb2 as esper__leyline_dot_v1_dot_rules__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65sper_leyline/v1/bus.proto\x12\x10\x65sper_leyline.v1\x1a\x1d\x65sper_leyline/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x02\n\x0b\x42usEnvelope\x12\x36\n\x0cmessage_type\x18\x01 \x01(\x0e\x32 .esper_leyline.v1.BusMessageType\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x33\n\x08priority\x18\x04 \x01(\x0e\x32!.esper_leyline.v1.MessagePriority\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\r\n\x05nonce\x18\x07 \x01(\x0c\x12-\n\tissued_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x64\x65livery_attempt\x18\t \x01(\r\x12\x16\n\x0e\x63orrelation_id\x18\n \x01(\t\x12\x0f\n\x07run_uid\x18\x0b \x01(\tJ\x04\x08\x03\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65sper_leyline/v1/bus.proto\x12\x10\x65sper_leyline.v1\x1a\x1d\x65sper_leyline/v1/common.proto\x1a\x1c\x65sper_leyline/v1/rules.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x03\n\x0b\x42usEnvelope\x12>\n\x0cmessage_type\x18\x01 \x01(\x0e\x32 .esper_leyline.v1.BusMessageTypeB\x06\xf2\xed\x18\x02 \x01\x12\x19\n\x07payload\x18\x02 \x01(\x0c\x42\x08\xf2\xed\x18\x04\x10\x80\x80\x10\x12;\n\x08priority\x18\x04 \x01(\x0e\x32!.esper_leyline.v1.MessagePriorityB\x06\xf2\xed\x18\x02 \x01\x12\x19\n\tsignature\x18\x05 \x01(\x0c\x42\x06\xf2\xed\x18\x02\x10@\x12\x16\n\x06key_id\x18\x06 \x01(\tB\x06\xf2\xed\x18\x02\x10\x10\x12\x15\n\x05nonce\x18\x07 \x01(\x0c\x42\x06\xf2\xed\x18\x02\x10\x10\x12-\n\tissued_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x64\x65livery_attempt\x18\t \x01(\r\x12\x1e\n\x0e\x63orrelation_id\x18\n \x01(\tB\x06\xf2\xed\x18\x02\x10@\x12\x17\n\x07run_uid\x18\x0b \x01(\tB\x06\xf2\xed\x18\x02\x10@:\x08\xfa\xed\x18\x04\x08\x80\xa0\x10J\x04\x08\x03\x10\x04\"\x9b\x02\n\nDeadLetter\x12\x1a\n\x08\x65nvelope\x18\x01 \x01(\x0c\x42\x08\xf2\xed\x18\x04\x10\x80\xa0\x10\x12:\n\x06reason\x18\x02 \x01(\x0e\x32\".esper_leyline.v1.DeadLetterReasonB\x06\xf2\xed\x18\x02 \x01\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x16\n\x06stream\x18\x04 \x01(\tB\x06\xf2\xed\x18\x02 \x01\x12\x18\n\x08\x65ntry_id\x18\x05 \x01(\tB\x06\xf2\xed\x18\x02 \x01\x12\x15\n\x05group\x18\x06 \x01(\tB\x06\xf2\xed\x18\x02 \x01\x12\x19\n\x11\x64\x65livery_attempts\x18\x07 \x01(\r\x12/\n\x0bgiven_up_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63onsumer\x18\t \x01(\t*\x85\x03\n\x10\x44\x65\x61\x64LetterReason\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_UNSPECIFIED\x10\x00\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_UNDECODABLE\x10\x01\x12 \n\x1c\x44\x45\x41\x44_LETTER_REASON_OVERSIZED\x10\x02\x12#\n\x1f\x44\x45\x41\x44_LETTER_REASON_UNKNOWN_TYPE\x10\x03\x12$\n DEAD_LETTER_REASON_BAD_SIGNATURE\x10\x04\x12$\n DEAD_LETTER_REASON_WRONG_VERSION\x10\x05\x12%\n!DEAD_LETTER_REASON_HANDLER_FAILED\x10\x06\x12&\n\"DEAD_LETTER_REASON_HANDLER_TIMEOUT\x10\x07\x12\x1e\n\x1a\x44\x45\x41\x44_LETTER_REASON_INVALID\x10\x08\x12\'\n#DEAD_LETTER_REASON_MISSING_PRIORITY\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'esper_leyline.v1.bus_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BUSENVELOPE']._serialized_start=113
-  _globals['_BUSENVELOPE']._serialized_end=422
+  _globals['_BUSENVELOPE'].fields_by_name['message_type']._loaded_options = None
+  _globals['_BUSENVELOPE'].fields_by_name['message_type']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_BUSENVELOPE'].fields_by_name['payload']._loaded_options = None
+  _globals['_BUSENVELOPE'].fields_by_name['payload']._serialized_options = b'\362\355\030\004\020\200\200\020'
+  _globals['_BUSENVELOPE'].fields_by_name['priority']._loaded_options = None
+  _globals['_BUSENVELOPE'].fields_by_name['priority']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_BUSENVELOPE'].fields_by_name['signature']._loaded_options = None
+  _globals['_BUSENVELOPE'].fields_by_name['signature']._serialized_options = b'\362\355\030\002\020@'
+  _globals['_BUSENVELOPE'].fields_by_name['key_id']._loaded_options = None
+  _globals['_BUSENVELOPE'].fields_by_name['key_id']._serialized_options = b'\362\355\030\002\020\020'
+  _globals['_BUSENVELOPE'].fields_by_name['nonce']._loaded_options = None
+  _globals['_BUSENVELOPE'].fields_by_name['nonce']._serialized_options = b'\362\355\030\002\020\020'
+  _globals['_BUSENVELOPE'].fields_by_name['correlation_id']._loaded_options = None
+  _globals['_BUSENVELOPE'].fields_by_name['correlation_id']._serialized_options = b'\362\355\030\002\020@'
+  _globals['_BUSENVELOPE'].fields_by_name['run_uid']._loaded_options = None
+  _globals['_BUSENVELOPE'].fields_by_name['run_uid']._serialized_options = b'\362\355\030\002\020@'
+  _globals['_BUSENVELOPE']._loaded_options = None
+  _globals['_BUSENVELOPE']._serialized_options = b'\372\355\030\004\010\200\240\020'
+  _globals['_DEADLETTER'].fields_by_name['envelope']._loaded_options = None
+  _globals['_DEADLETTER'].fields_by_name['envelope']._serialized_options = b'\362\355\030\004\020\200\240\020'
+  _globals['_DEADLETTER'].fields_by_name['reason']._loaded_options = None
+  _globals['_DEADLETTER'].fields_by_name['reason']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_DEADLETTER'].fields_by_name['stream']._loaded_options = None
+  _globals['_DEADLETTER'].fields_by_name['stream']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_DEADLETTER'].fields_by_name['entry_id']._loaded_options = None
+  _globals['_DEADLETTER'].fields_by_name['entry_id']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_DEADLETTER'].fields_by_name['group']._loaded_options = None
+  _globals['_DEADLETTER'].fields_by_name['group']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_DEADLETTERREASON']._serialized_start=817
+  _globals['_DEADLETTERREASON']._serialized_end=1206
+  _globals['_BUSENVELOPE']._serialized_start=143
+  _globals['_BUSENVELOPE']._serialized_end=528
+  _globals['_DEADLETTER']._serialized_start=531
+  _globals['_DEADLETTER']._serialized_end=814
 # @@protoc_insertion_point(module_scope)

@@ -22,52 +22,121 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from esper_leyline.v1 import blueprint_pb2 as esper__leyline_dot_v1_dot_blueprint__pb2
 from esper_leyline.v1 import common_pb2 as esper__leyline_dot_v1_dot_common__pb2
 from esper_leyline.v1 import emergency_pb2 as esper__leyline_dot_v1_dot_emergency__pb2
+from esper_leyline.v1 import rules_pb2 as esper__leyline_dot_v1_dot_rules__pb2
+from esper_leyline.v1 import seed_pb2 as esper__leyline_dot_v1_dot_seed__pb2
 from esper_leyline.v1 import telemetry_pb2 as esper__leyline_dot_v1_dot_telemetry__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65sper_leyline/v1/command.proto\x12\x10\x65sper_leyline.v1\x1a\x1d\x65sper_leyline/v1/common.proto\x1a esper_leyline/v1/emergency.proto\x1a esper_leyline/v1/telemetry.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\x0ePolicyMetadata\x12\x11\n\taction_id\x18\x01 \x01(\r\x12\x1b\n\x0evalue_estimate\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nrisk_score\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0epolicy_version\x18\x04 \x01(\tB\x11\n\x0f_value_estimateB\r\n\x0b_risk_score\"\x8f\x01\n\x0cRiskMetadata\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.esper_leyline.v1.RiskReason\x12\x19\n\x11\x63onservative_mode\x18\x02 \x01(\x08\x12\x1f\n\x12\x62reaker_confidence\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x15\n\x13_breaker_confidence\"\xa4\x01\n\x10\x44\x65\x63isionMetadata\x12\x30\n\x06policy\x18\x01 \x01(\x0b\x32 .esper_leyline.v1.PolicyMetadata\x12,\n\x04risk\x18\x02 \x01(\x0b\x32\x1e.esper_leyline.v1.RiskMetadata\x12\x17\n\x0ftraining_run_id\x18\x06 \x01(\t\x12\x11\n\tpacket_id\x18\x08 \x01(\tJ\x04\x08\x03\x10\x06\"r\n\x1a\x43ommandOptimizerAdjustment\x12\x14\n\x0coptimizer_id\x18\x01 \x01(\t\x12 \n\x13learning_rate_scale\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x16\n\x14_learning_rate_scaleJ\x04\x08\x02\x10\x03\"v\n\x15\x43ommandCircuitBreaker\x12<\n\rdesired_state\x18\x01 \x01(\x0e\x32%.esper_leyline.v1.CircuitBreakerState\x12\x11\n\trationale\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"S\n\x10\x43ommandEmergency\x12/\n\x05level\x18\x01 \x01(\x0e\x32 .esper_leyline.v1.EmergencyLevel\x12\x0e\n\x06reason\x18\x02 \x01(\t\"{\n\x0fRollbackRequest\x12\x19\n\x0ctarget_epoch\x18\x01 \x01(\rH\x00\x88\x01\x01\x12,\n\x04tier\x18\x02 \x01(\x0e\x32\x1e.esper_leyline.v1.RollbackTier\x12\x0e\n\x06reason\x18\x03 \x01(\tB\x0f\n\r_target_epoch\"\xce\x04\n\x11\x41\x64\x61ptationCommand\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\ncommand_id\x18\x02 \x01(\t\x12\x33\n\x0c\x63ommand_type\x18\x03 \x01(\x0e\x32\x1d.esper_leyline.v1.CommandType\x12\x16\n\x0etarget_seed_id\x18\x04 \x01(\t\x12\x1d\n\x15\x65xecution_deadline_ms\x18\x05 \x01(\r\x12-\n\tissued_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tissued_by\x18\x07 \x01(\t\x12L\n\x14optimizer_adjustment\x18\x0b \x01(\x0b\x32,.esper_leyline.v1.CommandOptimizerAdjustmentH\x00\x12\x42\n\x0f\x63ircuit_breaker\x18\x0c \x01(\x0b\x32\'.esper_leyline.v1.CommandCircuitBreakerH\x00\x12\x35\n\x08rollback\x18\x0e \x01(\x0b\x32!.esper_leyline.v1.RollbackRequestH\x00\x12\x37\n\temergency\x18\x0f \x01(\x0b\x32\".esper_leyline.v1.CommandEmergencyH\x00\x12\x34\n\x08metadata\x18\x10 \x01(\x0b\x32\".esper_leyline.v1.DecisionMetadata\x12\x11\n\trationale\x18\x15 \x01(\tB\t\n\x07payloadJ\x04\x08\n\x10\x0bJ\x04\x08\r\x10\x0eJ\x04\x08\x14\x10\x15\"\xa7\x01\n\x0f\x43ommandSecurity\x12\x11\n\tsignature\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\t\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x10\x66reshness_window\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06key_id\x18\x05 \x01(\t\"U\n\rSignedCommand\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\x0c\x12\x33\n\x08security\x18\x02 \x01(\x0b\x32!.esper_leyline.v1.CommandSecurity\"F\n\x0e\x43ommandVerdict\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\ncommand_id\x18\x03 \x01(\t\"T\n\x13OpenBoundaryRequest\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0c\n\x04step\x18\x04 \x01(\x04\")\n\x14OpenBoundaryResponse\x12\x11\n\tpacket_id\x18\x01 \x01(\t*\x93\x02\n\x0b\x43ommandType\x12\x1c\n\x18\x43OMMAND_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43OMMAND_TYPE_SEED\x10\x01\x12\x19\n\x15\x43OMMAND_TYPE_ROLLBACK\x10\x02\x12\x1a\n\x16\x43OMMAND_TYPE_OPTIMIZER\x10\x03\x12 \n\x1c\x43OMMAND_TYPE_CIRCUIT_BREAKER\x10\x04\x12\x16\n\x12\x43OMMAND_TYPE_PAUSE\x10\x05\x12\x1a\n\x16\x43OMMAND_TYPE_EMERGENCY\x10\x06\x12#\n\x1f\x43OMMAND_TYPE_STRUCTURAL_PRUNING\x10\x07\x12\x1d\n\x19\x43OMMAND_TYPE_NO_OPERATION\x10\x08*\x90\x02\n\nRiskReason\x12\x1b\n\x17RISK_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dRISK_REASON_TIMEOUT_INFERENCE\x10\x01\x12\x1c\n\x18RISK_REASON_TIMEOUT_URZA\x10\x02\x12\x1a\n\x16RISK_REASON_LOSS_SPIKE\x10\x03\x12\x1d\n\x19RISK_REASON_BP_QUARANTINE\x10\x04\x12\x1f\n\x1bRISK_REASON_DEVICE_PRESSURE\x10\x05\x12!\n\x1dRISK_REASON_OPERATOR_OVERRIDE\x10\x06\x12%\n!RISK_REASON_VALIDATION_REGRESSION\x10\x07\x32g\n\x13TamiyoPolicyService\x12P\n\x08\x45valuate\x12#.esper_leyline.v1.SystemStatePacket\x1a\x1f.esper_leyline.v1.SignedCommand2\xcc\x01\n\x17KasminaAuthorityService\x12]\n\x0cOpenBoundary\x12%.esper_leyline.v1.OpenBoundaryRequest\x1a&.esper_leyline.v1.OpenBoundaryResponse\x12R\n\rSubmitCommand\x12\x1f.esper_leyline.v1.SignedCommand\x1a .esper_leyline.v1.CommandVerdictb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65sper_leyline/v1/command.proto\x12\x10\x65sper_leyline.v1\x1a esper_leyline/v1/blueprint.proto\x1a\x1d\x65sper_leyline/v1/common.proto\x1a esper_leyline/v1/emergency.proto\x1a\x1c\x65sper_leyline/v1/rules.proto\x1a\x1b\x65sper_leyline/v1/seed.proto\x1a esper_leyline/v1/telemetry.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n\x0ePolicyMetadata\x12\x11\n\taction_id\x18\x01 \x01(\r\x12$\n\x0evalue_estimate\x18\x02 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x00\x88\x01\x01\x12/\n\nrisk_score\x18\x03 \x01(\x02\x42\x16\xf2\xed\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?H\x01\x88\x01\x01\x12\x16\n\x0epolicy_version\x18\x04 \x01(\t\x12!\n\x0bparam_delta\x18\x05 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x02\x88\x01\x01\x12\x17\n\nrisk_index\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x1b\n\x0e\x62lending_index\x18\x07 \x01(\rH\x04\x88\x01\x01\x42\x11\n\x0f_value_estimateB\r\n\x0b_risk_scoreB\x0e\n\x0c_param_deltaB\r\n\x0b_risk_indexB\x11\n\x0f_blending_index\"\xda\x02\n\x0cRiskMetadata\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.esper_leyline.v1.RiskReason\x12\x19\n\x11\x63onservative_mode\x18\x02 \x01(\x08\x12\x37\n\x12\x62reaker_confidence\x18\x03 \x01(\x02\x42\x16\xf2\xed\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?H\x00\x88\x01\x01\x12\x33\n\x0e\x62lueprint_risk\x18\x04 \x01(\x02\x42\x16\xf2\xed\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?H\x01\x88\x01\x01\x12\x37\n\x0e\x62lueprint_tier\x18\x05 \x01(\x0e\x32\x1f.esper_leyline.v1.BlueprintTier\x12\x1c\n\x0f\x62lueprint_stage\x18\x06 \x01(\rH\x02\x88\x01\x01\x42\x15\n\x13_breaker_confidenceB\x11\n\x0f_blueprint_riskB\x12\n\x10_blueprint_stage\"m\n\rGroupCoverage\x12\x35\n\x05group\x18\x01 \x01(\x0e\x32\x1e.esper_leyline.v1.FeatureGroupB\x06\xf2\xed\x18\x02 \x01\x12%\n\x05value\x18\x02 \x01(\x02\x42\x16\xf2\xed\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?\"\x8a\x01\n\x0f\x43overageSummary\x12,\n\x07\x61verage\x18\x01 \x01(\x02\x42\x16\xf2\xed\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?H\x00\x88\x01\x01\x12\x37\n\x06groups\x18\x03 \x03(\x0b\x32\x1f.esper_leyline.v1.GroupCoverageB\x06\xf2\xed\x18\x02\x18\x08\x42\n\n\x08_averageJ\x04\x08\x02\x10\x03\"\xef\x02\n\x10\x44\x65\x63isionMetadata\x12\x30\n\x06policy\x18\x01 \x01(\x0b\x32 .esper_leyline.v1.PolicyMetadata\x12,\n\x04risk\x18\x02 \x01(\x0b\x32\x1e.esper_leyline.v1.RiskMetadata\x12,\n\x05\x62lend\x18\x03 \x01(\x0b\x32\x1d.esper_leyline.v1.BlendConfig\x12\x33\n\x08\x63overage\x18\x04 \x01(\x0b\x32!.esper_leyline.v1.CoverageSummary\x12\x35\n\tselection\x18\x05 \x01(\x0b\x32\".esper_leyline.v1.SelectionContext\x12!\n\x0ftraining_run_id\x18\x06 \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12\x1b\n\tpacket_id\x18\x08 \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12!\n\x10mesh_host_layers\x18\x07 \x03(\tB\x07\xf2\xed\x18\x03\x18\x80\x01\"\x8a\x01\n\x1a\x43ommandOptimizerAdjustment\x12\x14\n\x0coptimizer_id\x18\x01 \x01(\t\x12\x38\n\x13learning_rate_scale\x18\x03 \x01(\x02\x42\x16\xf2\xed\x18\x12)\x95\xd6&\xe8\x0b.\x11>1\x00\x00\x00\x00\x00\x00\xf0?H\x00\x88\x01\x01\x42\x16\n\x14_learning_rate_scaleJ\x04\x08\x02\x10\x03\"\x86\x01\n\x15\x43ommandCircuitBreaker\x12\x44\n\rdesired_state\x18\x01 \x01(\x0e\x32%.esper_leyline.v1.CircuitBreakerStateB\x06\xf2\xed\x18\x02 \x01\x12\x11\n\trationale\x18\x02 \x01(\t\x12\x14\n\x04name\x18\x03 \x01(\tB\x06\xf2\xed\x18\x02 \x01\"[\n\x10\x43ommandEmergency\x12\x37\n\x05level\x18\x01 \x01(\x0e\x32 .esper_leyline.v1.EmergencyLevelB\x06\xf2\xed\x18\x02 \x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"{\n\x0fRollbackRequest\x12\x19\n\x0ctarget_epoch\x18\x01 \x01(\rH\x00\x88\x01\x01\x12,\n\x04tier\x18\x02 \x01(\x0e\x32\x1e.esper_leyline.v1.RollbackTier\x12\x0e\n\x06reason\x18\x03 \x01(\tB\x0f\n\r_target_epoch\"\xcc\x05\n\x11\x41\x64\x61ptationCommand\x12\x17\n\x07version\x18\x01 \x01(\rB\x06\xf2\xed\x18\x02\x38\x01\x12\x1c\n\ncommand_id\x18\x02 \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12;\n\x0c\x63ommand_type\x18\x03 \x01(\x0e\x32\x1d.esper_leyline.v1.CommandTypeB\x06\xf2\xed\x18\x02 \x01\x12\x1e\n\x0etarget_seed_id\x18\x04 \x01(\tB\x06\xf2\xed\x18\x02\x10@\x12\x1d\n\x15\x65xecution_deadline_ms\x18\x05 \x01(\r\x12-\n\tissued_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\tissued_by\x18\x07 \x01(\tB\x06\xf2\xed\x18\x02\x10@\x12@\n\x0eseed_operation\x18\n \x01(\x0b\x32&.esper_leyline.v1.CommandSeedOperationH\x00\x12L\n\x14optimizer_adjustment\x18\x0b \x01(\x0b\x32,.esper_leyline.v1.CommandOptimizerAdjustmentH\x00\x12\x42\n\x0f\x63ircuit_breaker\x18\x0c \x01(\x0b\x32\'.esper_leyline.v1.CommandCircuitBreakerH\x00\x12\x35\n\x08rollback\x18\x0e \x01(\x0b\x32!.esper_leyline.v1.RollbackRequestH\x00\x12\x37\n\temergency\x18\x0f \x01(\x0b\x32\".esper_leyline.v1.CommandEmergencyH\x00\x12<\n\x08metadata\x18\x10 \x01(\x0b\x32\".esper_leyline.v1.DecisionMetadataB\x06\xf2\xed\x18\x02 \x01\x12\x11\n\trationale\x18\x15 \x01(\t:\x08\xfa\xed\x18\x04\x08\x80\x80\x04\x42\t\n\x07payloadJ\x04\x08\r\x10\x0eJ\x04\x08\x11\x10\x12J\x04\x08\x14\x10\x15\"\xc5\x01\n\x0f\x43ommandSecurity\x12\x1b\n\tsignature\x18\x01 \x01(\x0c\x42\x08\xf2\xed\x18\x04\x10@ \x01\x12\x17\n\x05nonce\x18\x02 \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x10\x66reshness_window\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x06key_id\x18\x05 \x01(\tB\x08\xf2\xed\x18\x04\x10\x10 \x01\"i\n\rSignedCommand\x12\x1b\n\x07\x63ommand\x18\x01 \x01(\x0c\x42\n\xf2\xed\x18\x06\x10\x80\x80\x04 \x01\x12;\n\x08security\x18\x02 \x01(\x0b\x32!.esper_leyline.v1.CommandSecurityB\x06\xf2\xed\x18\x02 \x01\"F\n\x0e\x43ommandVerdict\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\ncommand_id\x18\x03 \x01(\t\"^\n\x13OpenBoundaryRequest\x12\x19\n\x07run_uid\x18\x01 \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0c\n\x04step\x18\x04 \x01(\x04\"1\n\x14OpenBoundaryResponse\x12\x19\n\tpacket_id\x18\x01 \x01(\tB\x06\xf2\xed\x18\x02 \x01*\x93\x02\n\x0b\x43ommandType\x12\x1c\n\x18\x43OMMAND_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43OMMAND_TYPE_SEED\x10\x01\x12\x19\n\x15\x43OMMAND_TYPE_ROLLBACK\x10\x02\x12\x1a\n\x16\x43OMMAND_TYPE_OPTIMIZER\x10\x03\x12 \n\x1c\x43OMMAND_TYPE_CIRCUIT_BREAKER\x10\x04\x12\x16\n\x12\x43OMMAND_TYPE_PAUSE\x10\x05\x12\x1a\n\x16\x43OMMAND_TYPE_EMERGENCY\x10\x06\x12#\n\x1f\x43OMMAND_TYPE_STRUCTURAL_PRUNING\x10\x07\x12\x1d\n\x19\x43OMMAND_TYPE_NO_OPERATION\x10\x08*\x90\x02\n\nRiskReason\x12\x1b\n\x17RISK_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dRISK_REASON_TIMEOUT_INFERENCE\x10\x01\x12\x1c\n\x18RISK_REASON_TIMEOUT_URZA\x10\x02\x12\x1a\n\x16RISK_REASON_LOSS_SPIKE\x10\x03\x12\x1d\n\x19RISK_REASON_BP_QUARANTINE\x10\x04\x12\x1f\n\x1bRISK_REASON_DEVICE_PRESSURE\x10\x05\x12!\n\x1dRISK_REASON_OPERATOR_OVERRIDE\x10\x06\x12%\n!RISK_REASON_VALIDATION_REGRESSION\x10\x07*\xad\x01\n\x0c\x46\x65\x61tureGroup\x12\x1d\n\x19\x46\x45\x41TURE_GROUP_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46\x45\x41TURE_GROUP_GLOBAL\x10\x01\x12\x16\n\x12\x46\x45\x41TURE_GROUP_SEED\x10\x02\x12\x1b\n\x17\x46\x45\x41TURE_GROUP_BLUEPRINT\x10\x03\x12\x17\n\x13\x46\x45\x41TURE_GROUP_LAYER\x10\x04\x12\x16\n\x12\x46\x45\x41TURE_GROUP_EDGE\x10\x05\x32g\n\x13TamiyoPolicyService\x12P\n\x08\x45valuate\x12#.esper_leyline.v1.SystemStatePacket\x1a\x1f.esper_leyline.v1.SignedCommand2\xcc\x01\n\x17KasminaAuthorityService\x12]\n\x0cOpenBoundary\x12%.esper_leyline.v1.OpenBoundaryRequest\x1a&.esper_leyline.v1.OpenBoundaryResponse\x12R\n\rSubmitCommand\x12\x1f.esper_leyline.v1.SignedCommand\x1a .esper_leyline.v1.CommandVerdictb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'esper_leyline.v1.command_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMMANDTYPE']._serialized_start=2177
-  _globals['_COMMANDTYPE']._serialized_end=2452
-  _globals['_RISKREASON']._serialized_start=2455
-  _globals['_RISKREASON']._serialized_end=2727
-  _globals['_POLICYMETADATA']._serialized_start=217
-  _globals['_POLICYMETADATA']._serialized_end=364
-  _globals['_RISKMETADATA']._serialized_start=367
-  _globals['_RISKMETADATA']._serialized_end=510
-  _globals['_DECISIONMETADATA']._serialized_start=513
-  _globals['_DECISIONMETADATA']._serialized_end=677
-  _globals['_COMMANDOPTIMIZERADJUSTMENT']._serialized_start=679
-  _globals['_COMMANDOPTIMIZERADJUSTMENT']._serialized_end=793
-  _globals['_COMMANDCIRCUITBREAKER']._serialized_start=795
-  _globals['_COMMANDCIRCUITBREAKER']._serialized_end=913
-  _globals['_COMMANDEMERGENCY']._serialized_start=915
-  _globals['_COMMANDEMERGENCY']._serialized_end=998
-  _globals['_ROLLBACKREQUEST']._serialized_start=1000
-  _globals['_ROLLBACKREQUEST']._serialized_end=1123
-  _globals['_ADAPTATIONCOMMAND']._serialized_start=1126
-  _globals['_ADAPTATIONCOMMAND']._serialized_end=1716
-  _globals['_COMMANDSECURITY']._serialized_start=1719
-  _globals['_COMMANDSECURITY']._serialized_end=1886
-  _globals['_SIGNEDCOMMAND']._serialized_start=1888
-  _globals['_SIGNEDCOMMAND']._serialized_end=1973
-  _globals['_COMMANDVERDICT']._serialized_start=1975
-  _globals['_COMMANDVERDICT']._serialized_end=2045
-  _globals['_OPENBOUNDARYREQUEST']._serialized_start=2047
-  _globals['_OPENBOUNDARYREQUEST']._serialized_end=2131
-  _globals['_OPENBOUNDARYRESPONSE']._serialized_start=2133
-  _globals['_OPENBOUNDARYRESPONSE']._serialized_end=2174
-  _globals['_TAMIYOPOLICYSERVICE']._serialized_start=2729
-  _globals['_TAMIYOPOLICYSERVICE']._serialized_end=2832
-  _globals['_KASMINAAUTHORITYSERVICE']._serialized_start=2835
-  _globals['_KASMINAAUTHORITYSERVICE']._serialized_end=3039
+  _globals['_POLICYMETADATA'].fields_by_name['value_estimate']._loaded_options = None
+  _globals['_POLICYMETADATA'].fields_by_name['value_estimate']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_POLICYMETADATA'].fields_by_name['risk_score']._loaded_options = None
+  _globals['_POLICYMETADATA'].fields_by_name['risk_score']._serialized_options = b'\362\355\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
+  _globals['_POLICYMETADATA'].fields_by_name['param_delta']._loaded_options = None
+  _globals['_POLICYMETADATA'].fields_by_name['param_delta']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_RISKMETADATA'].fields_by_name['breaker_confidence']._loaded_options = None
+  _globals['_RISKMETADATA'].fields_by_name['breaker_confidence']._serialized_options = b'\362\355\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
+  _globals['_RISKMETADATA'].fields_by_name['blueprint_risk']._loaded_options = None
+  _globals['_RISKMETADATA'].fields_by_name['blueprint_risk']._serialized_options = b'\362\355\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
+  _globals['_GROUPCOVERAGE'].fields_by_name['group']._loaded_options = None
+  _globals['_GROUPCOVERAGE'].fields_by_name['group']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_GROUPCOVERAGE'].fields_by_name['value']._loaded_options = None
+  _globals['_GROUPCOVERAGE'].fields_by_name['value']._serialized_options = b'\362\355\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
+  _globals['_COVERAGESUMMARY'].fields_by_name['average']._loaded_options = None
+  _globals['_COVERAGESUMMARY'].fields_by_name['average']._serialized_options = b'\362\355\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
+  _globals['_COVERAGESUMMARY'].fields_by_name['groups']._loaded_options = None
+  _globals['_COVERAGESUMMARY'].fields_by_name['groups']._serialized_options = b'\362\355\030\002\030\010'
+  _globals['_DECISIONMETADATA'].fields_by_name['training_run_id']._loaded_options = None
+  _globals['_DECISIONMETADATA'].fields_by_name['training_run_id']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_DECISIONMETADATA'].fields_by_name['packet_id']._loaded_options = None
+  _globals['_DECISIONMETADATA'].fields_by_name['packet_id']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_DECISIONMETADATA'].fields_by_name['mesh_host_layers']._loaded_options = None
+  _globals['_DECISIONMETADATA'].fields_by_name['mesh_host_layers']._serialized_options = b'\362\355\030\003\030\200\001'
+  _globals['_COMMANDOPTIMIZERADJUSTMENT'].fields_by_name['learning_rate_scale']._loaded_options = None
+  _globals['_COMMANDOPTIMIZERADJUSTMENT'].fields_by_name['learning_rate_scale']._serialized_options = b'\362\355\030\022)\225\326&\350\013.\021>1\000\000\000\000\000\000\360?'
+  _globals['_COMMANDCIRCUITBREAKER'].fields_by_name['desired_state']._loaded_options = None
+  _globals['_COMMANDCIRCUITBREAKER'].fields_by_name['desired_state']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_COMMANDCIRCUITBREAKER'].fields_by_name['name']._loaded_options = None
+  _globals['_COMMANDCIRCUITBREAKER'].fields_by_name['name']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_COMMANDEMERGENCY'].fields_by_name['level']._loaded_options = None
+  _globals['_COMMANDEMERGENCY'].fields_by_name['level']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['version']._loaded_options = None
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['version']._serialized_options = b'\362\355\030\0028\001'
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['command_id']._loaded_options = None
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['command_id']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['command_type']._loaded_options = None
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['command_type']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['target_seed_id']._loaded_options = None
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['target_seed_id']._serialized_options = b'\362\355\030\002\020@'
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['issued_by']._loaded_options = None
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['issued_by']._serialized_options = b'\362\355\030\002\020@'
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['metadata']._loaded_options = None
+  _globals['_ADAPTATIONCOMMAND'].fields_by_name['metadata']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_ADAPTATIONCOMMAND']._loaded_options = None
+  _globals['_ADAPTATIONCOMMAND']._serialized_options = b'\372\355\030\004\010\200\200\004'
+  _globals['_COMMANDSECURITY'].fields_by_name['signature']._loaded_options = None
+  _globals['_COMMANDSECURITY'].fields_by_name['signature']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_COMMANDSECURITY'].fields_by_name['nonce']._loaded_options = None
+  _globals['_COMMANDSECURITY'].fields_by_name['nonce']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_COMMANDSECURITY'].fields_by_name['key_id']._loaded_options = None
+  _globals['_COMMANDSECURITY'].fields_by_name['key_id']._serialized_options = b'\362\355\030\004\020\020 \001'
+  _globals['_SIGNEDCOMMAND'].fields_by_name['command']._loaded_options = None
+  _globals['_SIGNEDCOMMAND'].fields_by_name['command']._serialized_options = b'\362\355\030\006\020\200\200\004 \001'
+  _globals['_SIGNEDCOMMAND'].fields_by_name['security']._loaded_options = None
+  _globals['_SIGNEDCOMMAND'].fields_by_name['security']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_OPENBOUNDARYREQUEST'].fields_by_name['run_uid']._loaded_options = None
+  _globals['_OPENBOUNDARYREQUEST'].fields_by_name['run_uid']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_OPENBOUNDARYRESPONSE'].fields_by_name['packet_id']._loaded_options = None
+  _globals['_OPENBOUNDARYRESPONSE'].fields_by_name['packet_id']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_COMMANDTYPE']._serialized_start=3344
+  _globals['_COMMANDTYPE']._serialized_end=3619
+  _globals['_RISKREASON']._serialized_start=3622
+  _globals['_RISKREASON']._serialized_end=3894
+  _globals['_FEATUREGROUP']._serialized_start=3897
+  _globals['_FEATUREGROUP']._serialized_end=4070
+  _globals['_POLICYMETADATA']._serialized_start=310
+  _globals['_POLICYMETADATA']._serialized_end=629
+  _globals['_RISKMETADATA']._serialized_start=632
+  _globals['_RISKMETADATA']._serialized_end=978
+  _globals['_GROUPCOVERAGE']._serialized_start=980
+  _globals['_GROUPCOVERAGE']._serialized_end=1089
+  _globals['_COVERAGESUMMARY']._serialized_start=1092
+  _globals['_COVERAGESUMMARY']._serialized_end=1230
+  _globals['_DECISIONMETADATA']._serialized_start=1233
+  _globals['_DECISIONMETADATA']._serialized_end=1600
+  _globals['_COMMANDOPTIMIZERADJUSTMENT']._serialized_start=1603
+  _globals['_COMMANDOPTIMIZERADJUSTMENT']._serialized_end=1741
+  _globals['_COMMANDCIRCUITBREAKER']._serialized_start=1744
+  _globals['_COMMANDCIRCUITBREAKER']._serialized_end=1878
+  _globals['_COMMANDEMERGENCY']._serialized_start=1880
+  _globals['_COMMANDEMERGENCY']._serialized_end=1971
+  _globals['_ROLLBACKREQUEST']._serialized_start=1973
+  _globals['_ROLLBACKREQUEST']._serialized_end=2096
+  _globals['_ADAPTATIONCOMMAND']._serialized_start=2099
+  _globals['_ADAPTATIONCOMMAND']._serialized_end=2815
+  _globals['_COMMANDSECURITY']._serialized_start=2818
+  _globals['_COMMANDSECURITY']._serialized_end=3015
+  _globals['_SIGNEDCOMMAND']._serialized_start=3017
+  _globals['_SIGNEDCOMMAND']._serialized_end=3122
+  _globals['_COMMANDVERDICT']._serialized_start=3124
+  _globals['_COMMANDVERDICT']._serialized_end=3194
+  _globals['_OPENBOUNDARYREQUEST']._serialized_start=3196
+  _globals['_OPENBOUNDARYREQUEST']._serialized_end=3290
+  _globals['_OPENBOUNDARYRESPONSE']._serialized_start=3292
+  _globals['_OPENBOUNDARYRESPONSE']._serialized_end=3341
+  _globals['_TAMIYOPOLICYSERVICE']._serialized_start=4072
+  _globals['_TAMIYOPOLICYSERVICE']._serialized_end=4175
+  _globals['_KASMINAAUTHORITYSERVICE']._serialized_start=4178
+  _globals['_KASMINAAUTHORITYSERVICE']._serialized_end=4382
 # @@protoc_insertion_point(module_scope)

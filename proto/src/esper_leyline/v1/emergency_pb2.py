@@ -22,26 +22,55 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from esper_leyline.v1 import rules_pb2 as esper__leyline_dot_v1_dot_rules__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n esper_leyline/v1/emergency.proto\x12\x10\x65sper_leyline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x02\n\x0f\x45mergencySignal\x12\x0f\n\x07version\x18\x01 \x01(\r\x12/\n\x05level\x18\x02 \x01(\x0e\x32 .esper_leyline.v1.EmergencyLevel\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x30\n\x0ctriggered_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07run_uid\x18\x07 \x01(\t\x12\x11\n\tsignal_id\x18\n \x01(\t\x12-\n\x04mode\x18\x0b \x01(\x0e\x32\x1f.esper_leyline.v1.EmergencyMode\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\r\x12\x0c\n\x04term\x18\r \x01(\x04\x12\x0b\n\x03seq\x18\x0e \x01(\x04\x12\r\n\x05\x63lear\x18\x0f \x01(\x08\x12\x31\n\x06source\x18\x10 \x01(\x0e\x32!.esper_leyline.v1.EmergencySourceJ\x04\x08\x06\x10\x07J\x04\x08\x08\x10\tJ\x04\x08\t\x10\n\"\xa5\x02\n\x0c\x45mergencyAck\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x11\n\tsignal_id\x18\x02 \x01(\t\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x13\n\x0bparticipant\x18\x06 \x01(\t\x12)\n\x05stage\x18\x07 \x01(\x0e\x32\x1a.esper_leyline.v1.AckStage\x12\x0c\n\x04step\x18\x08 \x01(\x04\x12\x17\n\nsaved_step\x18\t \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nelapsed_ms\x18\n \x01(\x01\x12(\n\x04time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63lear\x18\x0c \x01(\x08\x42\r\n\x0b_saved_step*\xa7\x01\n\x0e\x45mergencyLevel\x12\x1f\n\x1b\x45MERGENCY_LEVEL_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MERGENCY_LEVEL_NOTICE\x10\x01\x12\x1c\n\x18\x45MERGENCY_LEVEL_ELEVATED\x10\x02\x12 \n\x1c\x45MERGENCY_LEVEL_CONSERVATIVE\x10\x03\x12\x18\n\x14\x45MERGENCY_LEVEL_HALT\x10\x04*\x82\x01\n\rEmergencyMode\x12\x1e\n\x1a\x45MERGENCY_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45MERGENCY_MODE_FREEZE\x10\x01\x12\x1d\n\x19\x45MERGENCY_MODE_CHECKPOINT\x10\x02\x12\x17\n\x13\x45MERGENCY_MODE_KILL\x10\x03*\xa9\x01\n\x0f\x45mergencySource\x12 \n\x1c\x45MERGENCY_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45MERGENCY_SOURCE_SPEC\x10\x01\x12\x1e\n\x1a\x45MERGENCY_SOURCE_BROADCAST\x10\x02\x12\x1c\n\x18\x45MERGENCY_SOURCE_RUNTIME\x10\x03\x12\x1b\n\x17\x45MERGENCY_SOURCE_BUDGET\x10\x04*M\n\x08\x41\x63kStage\x12\x19\n\x15\x41\x43K_STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43K_STAGE_SEEN\x10\x01\x12\x12\n\x0e\x41\x43K_STAGE_DONE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n esper_leyline/v1/emergency.proto\x12\x10\x65sper_leyline.v1\x1a\x1c\x65sper_leyline/v1/rules.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x03\n\x0f\x45mergencySignal\x12\x17\n\x07version\x18\x01 \x01(\rB\x06\xf2\xed\x18\x02\x38\x01\x12\x37\n\x05level\x18\x02 \x01(\x0e\x32 .esper_leyline.v1.EmergencyLevelB\x06\xf2\xed\x18\x02 \x01\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x16\n\x06origin\x18\x04 \x01(\tB\x06\xf2\xed\x18\x02\x10@\x12\x30\n\x0ctriggered_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x07run_uid\x18\x07 \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12\x1b\n\tsignal_id\x18\n \x01(\tB\x08\xf2\xed\x18\x04\x10  \x01\x12-\n\x04mode\x18\x0b \x01(\x0e\x32\x1f.esper_leyline.v1.EmergencyMode\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\r\x12\x1b\n\x04term\x18\r \x01(\x04\x42\r\xf2\xed\x18\t1\x00\x00\xe0\xff\xff\xff\xef\x41\x12#\n\x03seq\x18\x0e \x01(\x04\x42\x16\xf2\xed\x18\x12)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\xe0\xff\xff\xff\xef\x41\x12\r\n\x05\x63lear\x18\x0f \x01(\x08\x12\x39\n\x06source\x18\x10 \x01(\x0e\x32!.esper_leyline.v1.EmergencySourceB\x06\xf2\xed\x18\x02 \x01J\x04\x08\x06\x10\x07J\x04\x08\x08\x10\tJ\x04\x08\t\x10\n\"\xe2\x02\n\x0c\x45mergencyAck\x12\x17\n\x07version\x18\x01 \x01(\rB\x06\xf2\xed\x18\x02\x38\x01\x12\x1b\n\tsignal_id\x18\x02 \x01(\tB\x08\xf2\xed\x18\x04\x10  \x01\x12\x19\n\x07run_uid\x18\x03 \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x1d\n\x0bparticipant\x18\x06 \x01(\tB\x08\xf2\xed\x18\x04\x10  \x01\x12\x31\n\x05stage\x18\x07 \x01(\x0e\x32\x1a.esper_leyline.v1.AckStageB\x06\xf2\xed\x18\x02 \x01\x12\x0c\n\x04step\x18\x08 \x01(\x04\x12\x17\n\nsaved_step\x18\t \x01(\x04H\x00\x88\x01\x01\x12!\n\nelapsed_ms\x18\n \x01(\x01\x42\r\xf2\xed\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12(\n\x04time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63lear\x18\x0c \x01(\x08\x42\r\n\x0b_saved_step*\xa7\x01\n\x0e\x45mergencyLevel\x12\x1f\n\x1b\x45MERGENCY_LEVEL_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MERGENCY_LEVEL_NOTICE\x10\x01\x12\x1c\n\x18\x45MERGENCY_LEVEL_ELEVATED\x10\x02\x12 \n\x1c\x45MERGENCY_LEVEL_CONSERVATIVE\x10\x03\x12\x18\n\x14\x45MERGENCY_LEVEL_HALT\x10\x04*\x82\x01\n\rEmergencyMode\x12\x1e\n\x1a\x45MERGENCY_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45MERGENCY_MODE_FREEZE\x10\x01\x12\x1d\n\x19\x45MERGENCY_MODE_CHECKPOINT\x10\x02\x12\x17\n\x13\x45MERGENCY_MODE_KILL\x10\x03*\xa9\x01\n\x0f\x45mergencySource\x12 \n\x1c\x45MERGENCY_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45MERGENCY_SOURCE_SPEC\x10\x01\x12\x1e\n\x1a\x45MERGENCY_SOURCE_BROADCAST\x10\x02\x12\x1c\n\x18\x45MERGENCY_SOURCE_RUNTIME\x10\x03\x12\x1b\n\x17\x45MERGENCY_SOURCE_BUDGET\x10\x04*M\n\x08\x41\x63kStage\x12\x19\n\x15\x41\x43K_STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43K_STAGE_SEEN\x10\x01\x12\x12\n\x0e\x41\x43K_STAGE_DONE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'esper_leyline.v1.emergency_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMERGENCYLEVEL']._serialized_start=763
-  _globals['_EMERGENCYLEVEL']._serialized_end=930
-  _globals['_EMERGENCYMODE']._serialized_start=933
-  _globals['_EMERGENCYMODE']._serialized_end=1063
-  _globals['_EMERGENCYSOURCE']._serialized_start=1066
-  _globals['_EMERGENCYSOURCE']._serialized_end=1235
-  _globals['_ACKSTAGE']._serialized_start=1237
-  _globals['_ACKSTAGE']._serialized_end=1314
-  _globals['_EMERGENCYSIGNAL']._serialized_start=88
-  _globals['_EMERGENCYSIGNAL']._serialized_end=464
-  _globals['_EMERGENCYACK']._serialized_start=467
-  _globals['_EMERGENCYACK']._serialized_end=760
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['version']._loaded_options = None
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['version']._serialized_options = b'\362\355\030\0028\001'
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['level']._loaded_options = None
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['level']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['origin']._loaded_options = None
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['origin']._serialized_options = b'\362\355\030\002\020@'
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['run_uid']._loaded_options = None
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['run_uid']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['signal_id']._loaded_options = None
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['signal_id']._serialized_options = b'\362\355\030\004\020  \001'
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['term']._loaded_options = None
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['term']._serialized_options = b'\362\355\030\t1\000\000\340\377\377\377\357A'
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['seq']._loaded_options = None
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['seq']._serialized_options = b'\362\355\030\022)\000\000\000\000\000\000\360?1\000\000\340\377\377\377\357A'
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['source']._loaded_options = None
+  _globals['_EMERGENCYSIGNAL'].fields_by_name['source']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_EMERGENCYACK'].fields_by_name['version']._loaded_options = None
+  _globals['_EMERGENCYACK'].fields_by_name['version']._serialized_options = b'\362\355\030\0028\001'
+  _globals['_EMERGENCYACK'].fields_by_name['signal_id']._loaded_options = None
+  _globals['_EMERGENCYACK'].fields_by_name['signal_id']._serialized_options = b'\362\355\030\004\020  \001'
+  _globals['_EMERGENCYACK'].fields_by_name['run_uid']._loaded_options = None
+  _globals['_EMERGENCYACK'].fields_by_name['run_uid']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_EMERGENCYACK'].fields_by_name['participant']._loaded_options = None
+  _globals['_EMERGENCYACK'].fields_by_name['participant']._serialized_options = b'\362\355\030\004\020  \001'
+  _globals['_EMERGENCYACK'].fields_by_name['stage']._loaded_options = None
+  _globals['_EMERGENCYACK'].fields_by_name['stage']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_EMERGENCYACK'].fields_by_name['elapsed_ms']._loaded_options = None
+  _globals['_EMERGENCYACK'].fields_by_name['elapsed_ms']._serialized_options = b'\362\355\030\t)\000\000\000\000\000\000\000\000'
+  _globals['_EMERGENCYLEVEL']._serialized_start=945
+  _globals['_EMERGENCYLEVEL']._serialized_end=1112
+  _globals['_EMERGENCYMODE']._serialized_start=1115
+  _globals['_EMERGENCYMODE']._serialized_end=1245
+  _globals['_EMERGENCYSOURCE']._serialized_start=1248
+  _globals['_EMERGENCYSOURCE']._serialized_end=1417
+  _globals['_ACKSTAGE']._serialized_start=1419
+  _globals['_ACKSTAGE']._serialized_end=1496
+  _globals['_EMERGENCYSIGNAL']._serialized_start=118
+  _globals['_EMERGENCYSIGNAL']._serialized_end=585
+  _globals['_EMERGENCYACK']._serialized_start=588
+  _globals['_EMERGENCYACK']._serialized_end=942
 # @@protoc_insertion_point(module_scope)

@@ -2,6 +2,8 @@ import datetime
 
 from esper_leyline.v1 import common_pb2 as _common_pb2
 from esper_leyline.v1 import emergency_pb2 as _emergency_pb2
+from esper_leyline.v1 import rules_pb2 as _rules_pb2
+from esper_leyline.v1 import telemetry_pb2 as _telemetry_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -197,7 +199,7 @@ class Degradation(_message.Message):
     def __init__(self, component: _Optional[str] = ..., degraded: bool = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class RuntimeEvent(_message.Message):
-    __slots__ = ("writer", "monotonic_ns", "time", "boot", "transition", "recovery", "checkpoint", "epoch", "ack", "failure", "degradation", "completion", "notice", "counters")
+    __slots__ = ("writer", "monotonic_ns", "time", "boot", "transition", "recovery", "checkpoint", "epoch", "ack", "failure", "degradation", "completion", "notice", "counters", "name", "level", "incident")
     WRITER_FIELD_NUMBER: _ClassVar[int]
     MONOTONIC_NS_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
@@ -212,6 +214,9 @@ class RuntimeEvent(_message.Message):
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    INCIDENT_FIELD_NUMBER: _ClassVar[int]
     writer: str
     monotonic_ns: int
     time: _timestamp_pb2.Timestamp
@@ -226,7 +231,10 @@ class RuntimeEvent(_message.Message):
     completion: Completion
     notice: Notice
     counters: Counters
-    def __init__(self, writer: _Optional[str] = ..., monotonic_ns: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., boot: _Optional[_Union[Boot, _Mapping]] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., recovery: _Optional[_Union[Recovery, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointState, _Mapping]] = ..., epoch: _Optional[_Union[Progress, _Mapping]] = ..., ack: _Optional[_Union[_emergency_pb2.EmergencyAck, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., degradation: _Optional[_Union[Degradation, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ...) -> None: ...
+    name: str
+    level: _telemetry_pb2.TelemetryLevel
+    incident: str
+    def __init__(self, writer: _Optional[str] = ..., monotonic_ns: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., boot: _Optional[_Union[Boot, _Mapping]] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., recovery: _Optional[_Union[Recovery, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointState, _Mapping]] = ..., epoch: _Optional[_Union[Progress, _Mapping]] = ..., ack: _Optional[_Union[_emergency_pb2.EmergencyAck, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., degradation: _Optional[_Union[Degradation, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., name: _Optional[str] = ..., level: _Optional[_Union[_telemetry_pb2.TelemetryLevel, str]] = ..., incident: _Optional[str] = ...) -> None: ...
 
 class Boot(_message.Message):
     __slots__ = ("attempt", "rank", "incarnation", "world_size")
@@ -261,7 +269,7 @@ class Notice(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., warning: bool = ...) -> None: ...
 
 class RunReport(_message.Message):
-    __slots__ = ("version", "run_uid", "run", "attempt", "rank", "seq", "time", "pod_name", "node_name", "phase", "progress", "counters", "checkpoint", "heartbeat_age_ms", "degradations", "previous_event_seq", "transition", "recovery", "ack", "failure", "completion", "notice", "saved")
+    __slots__ = ("version", "run_uid", "run", "attempt", "rank", "seq", "time", "pod_name", "node_name", "phase", "progress", "counters", "checkpoint", "heartbeat_age_ms", "degradations", "previous_event_seq", "incident", "transition", "recovery", "ack", "failure", "completion", "notice", "saved")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -278,6 +286,7 @@ class RunReport(_message.Message):
     HEARTBEAT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     DEGRADATIONS_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_EVENT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    INCIDENT_FIELD_NUMBER: _ClassVar[int]
     TRANSITION_FIELD_NUMBER: _ClassVar[int]
     RECOVERY_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
@@ -301,6 +310,7 @@ class RunReport(_message.Message):
     heartbeat_age_ms: float
     degradations: _containers.RepeatedCompositeFieldContainer[Degradation]
     previous_event_seq: int
+    incident: str
     transition: Transition
     recovery: Recovery
     ack: _emergency_pb2.EmergencyAck
@@ -308,7 +318,7 @@ class RunReport(_message.Message):
     completion: Completion
     notice: Notice
     saved: CheckpointState
-    def __init__(self, version: _Optional[int] = ..., run_uid: _Optional[str] = ..., run: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., seq: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pod_name: _Optional[str] = ..., node_name: _Optional[str] = ..., phase: _Optional[_Union[RuntimePhase, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointState, _Mapping]] = ..., heartbeat_age_ms: _Optional[float] = ..., degradations: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., previous_event_seq: _Optional[int] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., recovery: _Optional[_Union[Recovery, _Mapping]] = ..., ack: _Optional[_Union[_emergency_pb2.EmergencyAck, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., saved: _Optional[_Union[CheckpointState, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., run_uid: _Optional[str] = ..., run: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., seq: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pod_name: _Optional[str] = ..., node_name: _Optional[str] = ..., phase: _Optional[_Union[RuntimePhase, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointState, _Mapping]] = ..., heartbeat_age_ms: _Optional[float] = ..., degradations: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., previous_event_seq: _Optional[int] = ..., incident: _Optional[str] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., recovery: _Optional[_Union[Recovery, _Mapping]] = ..., ack: _Optional[_Union[_emergency_pb2.EmergencyAck, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., saved: _Optional[_Union[CheckpointState, _Mapping]] = ...) -> None: ...
 
 class ReportBatch(_message.Message):
     __slots__ = ("envelopes", "last_seq", "first_seq")

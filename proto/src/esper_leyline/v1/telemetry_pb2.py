@@ -23,30 +23,102 @@ _sym_db = _symbol_database.Default()
 
 
 from esper_leyline.v1 import common_pb2 as esper__leyline_dot_v1_dot_common__pb2
+from esper_leyline.v1 import rules_pb2 as esper__leyline_dot_v1_dot_rules__pb2
+from esper_leyline.v1 import seed_pb2 as esper__leyline_dot_v1_dot_seed__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n esper_leyline/v1/telemetry.proto\x12\x10\x65sper_leyline.v1\x1a\x1d\x65sper_leyline/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x02\n\x0fHardwareContext\x12\x13\n\x0b\x64\x65vice_type\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x1c\n\x0ftotal_memory_gb\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12 \n\x13\x61vailable_memory_gb\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12 \n\x13utilization_percent\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12\x63ompute_capability\x18\x07 \x01(\rH\x04\x88\x01\x01\x42\x12\n\x10_total_memory_gbB\x16\n\x14_available_memory_gbB\x16\n\x14_temperature_celsiusB\x16\n\x14_utilization_percentB\x15\n\x13_compute_capability\"\xa2\n\n\x0fTrainingMetrics\x12\x19\n\x0coptimizer_lr\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x12optimizer_momentum\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x17\n\nloss_delta\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x16\n\tloss_ewma\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1c\n\x0floss_volatility\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1b\n\x0egrad_norm_ewma\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12grad_conflict_rate\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11tamiyo_latency_ms\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1d\n\x10kasmina_apply_ms\x18\t \x01(\x02H\x08\x88\x01\x01\x12 \n\x13kasmina_finalize_ms\x18\n \x01(\x02H\t\x88\x01\x01\x12\x1c\n\x0fstep_latency_ms\x18\x0b \x01(\x02H\n\x88\x01\x01\x12\x1c\n\x0fgpu_mem_used_gb\x18\x0c \x01(\x02H\x0b\x88\x01\x01\x12\x1c\n\x0fgpu_mem_free_gb\x18\r \x01(\x02H\x0c\x88\x01\x01\x12\x1d\n\x10gpu_util_percent\x18\x0e \x01(\x02H\r\x88\x01\x01\x12\x1d\n\x10\x63pu_util_percent\x18\x0f \x01(\x02H\x0e\x88\x01\x01\x12\x11\n\x04loss\x18\x10 \x01(\x02H\x0f\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\x11 \x01(\x02H\x10\x88\x01\x01\x12\x1a\n\rgradient_norm\x18\x12 \x01(\x02H\x11\x88\x01\x01\x12\x15\n\x08grad_var\x18\x13 \x01(\x02H\x12\x88\x01\x01\x12\x1a\n\rsamples_per_s\x18\x14 \x01(\x02H\x13\x88\x01\x01\x12\x1c\n\x0fhook_latency_ms\x18\x15 \x01(\x02H\x14\x88\x01\x01\x12\x1a\n\rinput_wait_ms\x18\x16 \x01(\x02H\x15\x88\x01\x01\x12\x18\n\x0bh2d_copy_ms\x18\x17 \x01(\x02H\x16\x88\x01\x01\x12;\n\x10optimizer_family\x18\x18 \x01(\x0e\x32!.esper_leyline.v1.OptimizerFamily\x12\x19\n\x0c\x65pochs_total\x18\x19 \x01(\rH\x17\x88\x01\x01\x12\x1d\n\x10\x65poch_latency_ms\x18\x1a \x01(\x02H\x18\x88\x01\x01\x12!\n\x14isolation_violations\x18\x1b \x01(\rH\x19\x88\x01\x01\x42\x0f\n\r_optimizer_lrB\x15\n\x13_optimizer_momentumB\r\n\x0b_loss_deltaB\x0c\n\n_loss_ewmaB\x12\n\x10_loss_volatilityB\x11\n\x0f_grad_norm_ewmaB\x15\n\x13_grad_conflict_rateB\x14\n\x12_tamiyo_latency_msB\x13\n\x11_kasmina_apply_msB\x16\n\x14_kasmina_finalize_msB\x12\n\x10_step_latency_msB\x12\n\x10_gpu_mem_used_gbB\x12\n\x10_gpu_mem_free_gbB\x13\n\x11_gpu_util_percentB\x13\n\x11_cpu_util_percentB\x07\n\x05_lossB\x0b\n\t_accuracyB\x10\n\x0e_gradient_normB\x0b\n\t_grad_varB\x10\n\x0e_samples_per_sB\x12\n\x10_hook_latency_msB\x10\n\x0e_input_wait_msB\x0e\n\x0c_h2d_copy_msB\x0f\n\r_epochs_totalB\x13\n\x11_epoch_latency_msB\x17\n\x15_isolation_violations\"\xea\x03\n\x11SystemStatePacket\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x15\n\rcurrent_epoch\x18\x02 \x01(\r\x12 \n\x13validation_accuracy\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x1c\n\x0fvalidation_loss\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x14\n\x0ctimestamp_ns\x18\x05 \x01(\x06\x12;\n\x10hardware_context\x18\x06 \x01(\x0b\x32!.esper_leyline.v1.HardwareContext\x12\x11\n\tpacket_id\x18\t \x01(\t\x12\x13\n\x0bglobal_step\x18\n \x01(\x04\x12\x1a\n\rtraining_loss\x18\x0b \x01(\x02H\x02\x88\x01\x01\x12\x18\n\x10source_subsystem\x18\x0c \x01(\t\x12\x17\n\x0ftraining_run_id\x18\r \x01(\t\x12\x17\n\x0f\x65xperiment_name\x18\x0e \x01(\t\x12\x39\n\x0emetrics_struct\x18\x32 \x01(\x0b\x32!.esper_leyline.v1.TrainingMetricsB\x16\n\x14_validation_accuracyB\x12\n\x10_validation_lossB\x10\n\x0e_training_lossJ\x04\x08\x07\x10\x08J\x04\x08\x08\x10\tJ\x05\x08\x64\x10\xc8\x01\">\n\x0bMetricPoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\tJ\x04\x08\x04\x10\x05\"|\n\x0eTelemetryEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12/\n\x05level\x18\x03 \x01(\x0e\x32 .esper_leyline.v1.TelemetryLevel\x12\x0c\n\x04name\x18\x05 \x01(\tJ\x04\x08\x04\x10\x05\"U\n\x0cSystemHealth\x12.\n\x06status\x18\x01 \x01(\x0e\x32\x1e.esper_leyline.v1.HealthStatus\x12\x0f\n\x07summary\x18\x02 \x01(\tJ\x04\x08\x03\x10\x04\"\xf2\x02\n\x0fTelemetryPacket\x12\x11\n\tpacket_id\x18\x01 \x01(\t\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10source_subsystem\x18\x03 \x01(\t\x12/\n\x05level\x18\x04 \x01(\x0e\x32 .esper_leyline.v1.TelemetryLevel\x12.\n\x07metrics\x18\n \x03(\x0b\x32\x1d.esper_leyline.v1.MetricPoint\x12\x30\n\x06\x65vents\x18\x14 \x03(\x0b\x32 .esper_leyline.v1.TelemetryEvent\x12\x35\n\rsystem_health\x18( \x01(\x0b\x32\x1e.esper_leyline.v1.SystemHealth\x12\x33\n\x08priority\x18\x32 \x01(\x0e\x32!.esper_leyline.v1.MessagePriorityJ\x04\x08\x1e\x10\x1f*\xa1\x01\n\x0eTelemetryLevel\x12\x1f\n\x1bTELEMETRY_LEVEL_UNSPECIFIED\x10\x00\x12\x18\n\x14TELEMETRY_LEVEL_INFO\x10\x01\x12\x1b\n\x17TELEMETRY_LEVEL_WARNING\x10\x02\x12\x19\n\x15TELEMETRY_LEVEL_ERROR\x10\x03\x12\x1c\n\x18TELEMETRY_LEVEL_CRITICAL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n esper_leyline/v1/telemetry.proto\x12\x10\x65sper_leyline.v1\x1a\x1d\x65sper_leyline/v1/common.proto\x1a\x1c\x65sper_leyline/v1/rules.proto\x1a\x1b\x65sper_leyline/v1/seed.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x02\n\x0fHardwareContext\x12\x13\n\x0b\x64\x65vice_type\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x1c\n\x0ftotal_memory_gb\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12 \n\x13\x61vailable_memory_gb\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12 \n\x13utilization_percent\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12\x63ompute_capability\x18\x07 \x01(\rH\x04\x88\x01\x01\x42\x12\n\x10_total_memory_gbB\x16\n\x14_available_memory_gbB\x16\n\x14_temperature_celsiusB\x16\n\x14_utilization_percentB\x15\n\x13_compute_capability\"\xa5\x0b\n\x0fTrainingMetrics\x12\"\n\x0coptimizer_lr\x18\x01 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x00\x88\x01\x01\x12(\n\x12optimizer_momentum\x18\x02 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x01\x88\x01\x01\x12 \n\nloss_delta\x18\x03 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x02\x88\x01\x01\x12\x1f\n\tloss_ewma\x18\x04 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x03\x88\x01\x01\x12%\n\x0floss_volatility\x18\x05 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x04\x88\x01\x01\x12$\n\x0egrad_norm_ewma\x18\x06 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x05\x88\x01\x01\x12\x37\n\x12grad_conflict_rate\x18\x07 \x01(\x02\x42\x16\xf2\xed\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?H\x06\x88\x01\x01\x12\x1e\n\x11tamiyo_latency_ms\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1d\n\x10kasmina_apply_ms\x18\t \x01(\x02H\x08\x88\x01\x01\x12 \n\x13kasmina_finalize_ms\x18\n \x01(\x02H\t\x88\x01\x01\x12\x1c\n\x0fstep_latency_ms\x18\x0b \x01(\x02H\n\x88\x01\x01\x12\x1c\n\x0fgpu_mem_used_gb\x18\x0c \x01(\x02H\x0b\x88\x01\x01\x12\x1c\n\x0fgpu_mem_free_gb\x18\r \x01(\x02H\x0c\x88\x01\x01\x12\x1d\n\x10gpu_util_percent\x18\x0e \x01(\x02H\r\x88\x01\x01\x12\x1d\n\x10\x63pu_util_percent\x18\x0f \x01(\x02H\x0e\x88\x01\x01\x12\x1c\n\x04loss\x18\x10 \x01(\x02\x42\t\xf2\xed\x18\x05\n\x01\x31@\x01H\x0f\x88\x01\x01\x12-\n\x08\x61\x63\x63uracy\x18\x11 \x01(\x02\x42\x16\xf2\xed\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?H\x10\x88\x01\x01\x12#\n\rgradient_norm\x18\x12 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x11\x88\x01\x01\x12\x1e\n\x08grad_var\x18\x13 \x01(\x02\x42\x07\xf2\xed\x18\x03\n\x01\x31H\x12\x88\x01\x01\x12\x1a\n\rsamples_per_s\x18\x14 \x01(\x02H\x13\x88\x01\x01\x12\x1c\n\x0fhook_latency_ms\x18\x15 \x01(\x02H\x14\x88\x01\x01\x12\x1a\n\rinput_wait_ms\x18\x16 \x01(\x02H\x15\x88\x01\x01\x12\x18\n\x0bh2d_copy_ms\x18\x17 \x01(\x02H\x16\x88\x01\x01\x12;\n\x10optimizer_family\x18\x18 \x01(\x0e\x32!.esper_leyline.v1.OptimizerFamily\x12\x19\n\x0c\x65pochs_total\x18\x19 \x01(\rH\x17\x88\x01\x01\x12\x1d\n\x10\x65poch_latency_ms\x18\x1a \x01(\x02H\x18\x88\x01\x01\x12!\n\x14isolation_violations\x18\x1b \x01(\rH\x19\x88\x01\x01\x42\x0f\n\r_optimizer_lrB\x15\n\x13_optimizer_momentumB\r\n\x0b_loss_deltaB\x0c\n\n_loss_ewmaB\x12\n\x10_loss_volatilityB\x11\n\x0f_grad_norm_ewmaB\x15\n\x13_grad_conflict_rateB\x14\n\x12_tamiyo_latency_msB\x13\n\x11_kasmina_apply_msB\x16\n\x14_kasmina_finalize_msB\x12\n\x10_step_latency_msB\x12\n\x10_gpu_mem_used_gbB\x12\n\x10_gpu_mem_free_gbB\x13\n\x11_gpu_util_percentB\x13\n\x11_cpu_util_percentB\x07\n\x05_lossB\x0b\n\t_accuracyB\x10\n\x0e_gradient_normB\x0b\n\t_grad_varB\x10\n\x0e_samples_per_sB\x12\n\x10_hook_latency_msB\x10\n\x0e_input_wait_msB\x0e\n\x0c_h2d_copy_msB\x0f\n\r_epochs_totalB\x13\n\x11_epoch_latency_msB\x17\n\x15_isolation_violations\"\xfb\x04\n\x11SystemStatePacket\x12\x17\n\x07version\x18\x01 \x01(\rB\x06\xf2\xed\x18\x02\x38\x01\x12\x15\n\rcurrent_epoch\x18\x02 \x01(\r\x12\x38\n\x13validation_accuracy\x18\x03 \x01(\x02\x42\x16\xf2\xed\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?H\x00\x88\x01\x01\x12\'\n\x0fvalidation_loss\x18\x04 \x01(\x02\x42\t\xf2\xed\x18\x05\n\x01\x31@\x01H\x01\x88\x01\x01\x12\x14\n\x0ctimestamp_ns\x18\x05 \x01(\x06\x12;\n\x10hardware_context\x18\x06 \x01(\x0b\x32!.esper_leyline.v1.HardwareContext\x12\x38\n\x0bseed_states\x18\x08 \x03(\x0b\x32\x1b.esper_leyline.v1.SeedStateB\x06\xf2\xed\x18\x02\x18\x64\x12\x1b\n\tpacket_id\x18\t \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12\x13\n\x0bglobal_step\x18\n \x01(\x04\x12%\n\rtraining_loss\x18\x0b \x01(\x02\x42\t\xf2\xed\x18\x05\n\x01\x31@\x01H\x02\x88\x01\x01\x12\x18\n\x10source_subsystem\x18\x0c \x01(\t\x12!\n\x0ftraining_run_id\x18\r \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12 \n\x0f\x65xperiment_name\x18\x0e \x01(\tB\x07\xf2\xed\x18\x03\x10\xc0\x02\x12\x39\n\x0emetrics_struct\x18\x32 \x01(\x0b\x32!.esper_leyline.v1.TrainingMetrics:\x08\xfa\xed\x18\x04\x08\x80\x80\x01\x42\x16\n\x14_validation_accuracyB\x12\n\x10_validation_lossB\x10\n\x0e_training_lossJ\x04\x08\x07\x10\x08J\x05\x08\x64\x10\xc8\x01\"f\n\x0bMetricPoint\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xf2\xed\x18\x05\x10\x80\x01 \x01\x12\"\n\x05value\x18\x02 \x01(\x01\x42\x13\xf2\xed\x18\x0f\n\rof the metric\x12\x14\n\x04unit\x18\x03 \x01(\tB\x06\xf2\xed\x18\x02\x10\x10J\x04\x08\x04\x10\x05\"\xa0\x01\n\x0eTelemetryEvent\x12\x18\n\x08\x65vent_id\x18\x01 \x01(\tB\x06\xf2\xed\x18\x02\x10@\x12\x1c\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x07\xf2\xed\x18\x03\x10\x80\x08\x12\x37\n\x05level\x18\x03 \x01(\x0e\x32 .esper_leyline.v1.TelemetryLevelB\x06\xf2\xed\x18\x02 \x01\x12\x17\n\x04name\x18\x05 \x01(\tB\t\xf2\xed\x18\x05\x10\x80\x01 \x01J\x04\x08\x04\x10\x05\"]\n\x0cSystemHealth\x12\x36\n\x06status\x18\x01 \x01(\x0e\x32\x1e.esper_leyline.v1.HealthStatusB\x06\xf2\xed\x18\x02 \x01\x12\x0f\n\x07summary\x18\x02 \x01(\tJ\x04\x08\x03\x10\x04\"\xb1\x03\n\x0fTelemetryPacket\x12\x1b\n\tpacket_id\x18\x01 \x01(\tB\x08\xf2\xed\x18\x04\x10@ \x01\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x10source_subsystem\x18\x03 \x01(\tB\x08\xf2\xed\x18\x04\x10  \x01\x12\x37\n\x05level\x18\x04 \x01(\x0e\x32 .esper_leyline.v1.TelemetryLevelB\x06\xf2\xed\x18\x02 \x01\x12\x37\n\x07metrics\x18\n \x03(\x0b\x32\x1d.esper_leyline.v1.MetricPointB\x07\xf2\xed\x18\x03\x18\x80\x02\x12\x38\n\x06\x65vents\x18\x14 \x03(\x0b\x32 .esper_leyline.v1.TelemetryEventB\x06\xf2\xed\x18\x02\x18@\x12\x35\n\rsystem_health\x18( \x01(\x0b\x32\x1e.esper_leyline.v1.SystemHealth\x12;\n\x08priority\x18\x32 \x01(\x0e\x32!.esper_leyline.v1.MessagePriorityB\x06\xf2\xed\x18\x02 \x01:\x08\xfa\xed\x18\x04\x08\x80\x80\x01J\x04\x08\x1e\x10\x1f*\xa1\x01\n\x0eTelemetryLevel\x12\x1f\n\x1bTELEMETRY_LEVEL_UNSPECIFIED\x10\x00\x12\x18\n\x14TELEMETRY_LEVEL_INFO\x10\x01\x12\x1b\n\x17TELEMETRY_LEVEL_WARNING\x10\x02\x12\x19\n\x15TELEMETRY_LEVEL_ERROR\x10\x03\x12\x1c\n\x18TELEMETRY_LEVEL_CRITICAL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'esper_leyline.v1.telemetry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TELEMETRYLEVEL']._serialized_start=2919
-  _globals['_TELEMETRYLEVEL']._serialized_end=3080
-  _globals['_HARDWARECONTEXT']._serialized_start=119
-  _globals['_HARDWARECONTEXT']._serialized_end=456
-  _globals['_TRAININGMETRICS']._serialized_start=459
-  _globals['_TRAININGMETRICS']._serialized_end=1773
-  _globals['_SYSTEMSTATEPACKET']._serialized_start=1776
-  _globals['_SYSTEMSTATEPACKET']._serialized_end=2266
-  _globals['_METRICPOINT']._serialized_start=2268
-  _globals['_METRICPOINT']._serialized_end=2330
-  _globals['_TELEMETRYEVENT']._serialized_start=2332
-  _globals['_TELEMETRYEVENT']._serialized_end=2456
-  _globals['_SYSTEMHEALTH']._serialized_start=2458
-  _globals['_SYSTEMHEALTH']._serialized_end=2543
-  _globals['_TELEMETRYPACKET']._serialized_start=2546
-  _globals['_TELEMETRYPACKET']._serialized_end=2916
+  _globals['_TRAININGMETRICS'].fields_by_name['optimizer_lr']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['optimizer_lr']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_TRAININGMETRICS'].fields_by_name['optimizer_momentum']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['optimizer_momentum']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_TRAININGMETRICS'].fields_by_name['loss_delta']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['loss_delta']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_TRAININGMETRICS'].fields_by_name['loss_ewma']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['loss_ewma']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_TRAININGMETRICS'].fields_by_name['loss_volatility']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['loss_volatility']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_TRAININGMETRICS'].fields_by_name['grad_norm_ewma']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['grad_norm_ewma']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_TRAININGMETRICS'].fields_by_name['grad_conflict_rate']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['grad_conflict_rate']._serialized_options = b'\362\355\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
+  _globals['_TRAININGMETRICS'].fields_by_name['loss']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['loss']._serialized_options = b'\362\355\030\005\n\0011@\001'
+  _globals['_TRAININGMETRICS'].fields_by_name['accuracy']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['accuracy']._serialized_options = b'\362\355\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
+  _globals['_TRAININGMETRICS'].fields_by_name['gradient_norm']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['gradient_norm']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_TRAININGMETRICS'].fields_by_name['grad_var']._loaded_options = None
+  _globals['_TRAININGMETRICS'].fields_by_name['grad_var']._serialized_options = b'\362\355\030\003\n\0011'
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['version']._loaded_options = None
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['version']._serialized_options = b'\362\355\030\0028\001'
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['validation_accuracy']._loaded_options = None
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['validation_accuracy']._serialized_options = b'\362\355\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['validation_loss']._loaded_options = None
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['validation_loss']._serialized_options = b'\362\355\030\005\n\0011@\001'
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['seed_states']._loaded_options = None
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['seed_states']._serialized_options = b'\362\355\030\002\030d'
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['packet_id']._loaded_options = None
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['packet_id']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['training_loss']._loaded_options = None
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['training_loss']._serialized_options = b'\362\355\030\005\n\0011@\001'
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['training_run_id']._loaded_options = None
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['training_run_id']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['experiment_name']._loaded_options = None
+  _globals['_SYSTEMSTATEPACKET'].fields_by_name['experiment_name']._serialized_options = b'\362\355\030\003\020\300\002'
+  _globals['_SYSTEMSTATEPACKET']._loaded_options = None
+  _globals['_SYSTEMSTATEPACKET']._serialized_options = b'\372\355\030\004\010\200\200\001'
+  _globals['_METRICPOINT'].fields_by_name['name']._loaded_options = None
+  _globals['_METRICPOINT'].fields_by_name['name']._serialized_options = b'\362\355\030\005\020\200\001 \001'
+  _globals['_METRICPOINT'].fields_by_name['value']._loaded_options = None
+  _globals['_METRICPOINT'].fields_by_name['value']._serialized_options = b'\362\355\030\017\n\rof the metric'
+  _globals['_METRICPOINT'].fields_by_name['unit']._loaded_options = None
+  _globals['_METRICPOINT'].fields_by_name['unit']._serialized_options = b'\362\355\030\002\020\020'
+  _globals['_TELEMETRYEVENT'].fields_by_name['event_id']._loaded_options = None
+  _globals['_TELEMETRYEVENT'].fields_by_name['event_id']._serialized_options = b'\362\355\030\002\020@'
+  _globals['_TELEMETRYEVENT'].fields_by_name['description']._loaded_options = None
+  _globals['_TELEMETRYEVENT'].fields_by_name['description']._serialized_options = b'\362\355\030\003\020\200\010'
+  _globals['_TELEMETRYEVENT'].fields_by_name['level']._loaded_options = None
+  _globals['_TELEMETRYEVENT'].fields_by_name['level']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_TELEMETRYEVENT'].fields_by_name['name']._loaded_options = None
+  _globals['_TELEMETRYEVENT'].fields_by_name['name']._serialized_options = b'\362\355\030\005\020\200\001 \001'
+  _globals['_SYSTEMHEALTH'].fields_by_name['status']._loaded_options = None
+  _globals['_SYSTEMHEALTH'].fields_by_name['status']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_TELEMETRYPACKET'].fields_by_name['packet_id']._loaded_options = None
+  _globals['_TELEMETRYPACKET'].fields_by_name['packet_id']._serialized_options = b'\362\355\030\004\020@ \001'
+  _globals['_TELEMETRYPACKET'].fields_by_name['source_subsystem']._loaded_options = None
+  _globals['_TELEMETRYPACKET'].fields_by_name['source_subsystem']._serialized_options = b'\362\355\030\004\020  \001'
+  _globals['_TELEMETRYPACKET'].fields_by_name['level']._loaded_options = None
+  _globals['_TELEMETRYPACKET'].fields_by_name['level']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_TELEMETRYPACKET'].fields_by_name['metrics']._loaded_options = None
+  _globals['_TELEMETRYPACKET'].fields_by_name['metrics']._serialized_options = b'\362\355\030\003\030\200\002'
+  _globals['_TELEMETRYPACKET'].fields_by_name['events']._loaded_options = None
+  _globals['_TELEMETRYPACKET'].fields_by_name['events']._serialized_options = b'\362\355\030\002\030@'
+  _globals['_TELEMETRYPACKET'].fields_by_name['priority']._loaded_options = None
+  _globals['_TELEMETRYPACKET'].fields_by_name['priority']._serialized_options = b'\362\355\030\002 \001'
+  _globals['_TELEMETRYPACKET']._loaded_options = None
+  _globals['_TELEMETRYPACKET']._serialized_options = b'\372\355\030\004\010\200\200\001'
+  _globals['_TELEMETRYLEVEL']._serialized_start=3402
+  _globals['_TELEMETRYLEVEL']._serialized_end=3563
+  _globals['_HARDWARECONTEXT']._serialized_start=178
+  _globals['_HARDWARECONTEXT']._serialized_end=515
+  _globals['_TRAININGMETRICS']._serialized_start=518
+  _globals['_TRAININGMETRICS']._serialized_end=1963
+  _globals['_SYSTEMSTATEPACKET']._serialized_start=1966
+  _globals['_SYSTEMSTATEPACKET']._serialized_end=2601
+  _globals['_METRICPOINT']._serialized_start=2603
+  _globals['_METRICPOINT']._serialized_end=2705
+  _globals['_TELEMETRYEVENT']._serialized_start=2708
+  _globals['_TELEMETRYEVENT']._serialized_end=2868
+  _globals['_SYSTEMHEALTH']._serialized_start=2870
+  _globals['_SYSTEMHEALTH']._serialized_end=2963
+  _globals['_TELEMETRYPACKET']._serialized_start=2966
+  _globals['_TELEMETRYPACKET']._serialized_end=3399
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,8 @@
 import datetime
 
 from esper_leyline.v1 import common_pb2 as _common_pb2
+from esper_leyline.v1 import rules_pb2 as _rules_pb2
+from esper_leyline.v1 import seed_pb2 as _seed_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -101,13 +103,14 @@ class TrainingMetrics(_message.Message):
     def __init__(self, optimizer_lr: _Optional[float] = ..., optimizer_momentum: _Optional[float] = ..., loss_delta: _Optional[float] = ..., loss_ewma: _Optional[float] = ..., loss_volatility: _Optional[float] = ..., grad_norm_ewma: _Optional[float] = ..., grad_conflict_rate: _Optional[float] = ..., tamiyo_latency_ms: _Optional[float] = ..., kasmina_apply_ms: _Optional[float] = ..., kasmina_finalize_ms: _Optional[float] = ..., step_latency_ms: _Optional[float] = ..., gpu_mem_used_gb: _Optional[float] = ..., gpu_mem_free_gb: _Optional[float] = ..., gpu_util_percent: _Optional[float] = ..., cpu_util_percent: _Optional[float] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., gradient_norm: _Optional[float] = ..., grad_var: _Optional[float] = ..., samples_per_s: _Optional[float] = ..., hook_latency_ms: _Optional[float] = ..., input_wait_ms: _Optional[float] = ..., h2d_copy_ms: _Optional[float] = ..., optimizer_family: _Optional[_Union[_common_pb2.OptimizerFamily, str]] = ..., epochs_total: _Optional[int] = ..., epoch_latency_ms: _Optional[float] = ..., isolation_violations: _Optional[int] = ...) -> None: ...
 
 class SystemStatePacket(_message.Message):
-    __slots__ = ("version", "current_epoch", "validation_accuracy", "validation_loss", "timestamp_ns", "hardware_context", "packet_id", "global_step", "training_loss", "source_subsystem", "training_run_id", "experiment_name", "metrics_struct")
+    __slots__ = ("version", "current_epoch", "validation_accuracy", "validation_loss", "timestamp_ns", "hardware_context", "seed_states", "packet_id", "global_step", "training_loss", "source_subsystem", "training_run_id", "experiment_name", "metrics_struct")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CURRENT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_LOSS_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMP_NS_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    SEED_STATES_FIELD_NUMBER: _ClassVar[int]
     PACKET_ID_FIELD_NUMBER: _ClassVar[int]
     GLOBAL_STEP_FIELD_NUMBER: _ClassVar[int]
     TRAINING_LOSS_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +124,7 @@ class SystemStatePacket(_message.Message):
     validation_loss: float
     timestamp_ns: int
     hardware_context: HardwareContext
+    seed_states: _containers.RepeatedCompositeFieldContainer[_seed_pb2.SeedState]
     packet_id: str
     global_step: int
     training_loss: float
@@ -128,7 +132,7 @@ class SystemStatePacket(_message.Message):
     training_run_id: str
     experiment_name: str
     metrics_struct: TrainingMetrics
-    def __init__(self, version: _Optional[int] = ..., current_epoch: _Optional[int] = ..., validation_accuracy: _Optional[float] = ..., validation_loss: _Optional[float] = ..., timestamp_ns: _Optional[int] = ..., hardware_context: _Optional[_Union[HardwareContext, _Mapping]] = ..., packet_id: _Optional[str] = ..., global_step: _Optional[int] = ..., training_loss: _Optional[float] = ..., source_subsystem: _Optional[str] = ..., training_run_id: _Optional[str] = ..., experiment_name: _Optional[str] = ..., metrics_struct: _Optional[_Union[TrainingMetrics, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., current_epoch: _Optional[int] = ..., validation_accuracy: _Optional[float] = ..., validation_loss: _Optional[float] = ..., timestamp_ns: _Optional[int] = ..., hardware_context: _Optional[_Union[HardwareContext, _Mapping]] = ..., seed_states: _Optional[_Iterable[_Union[_seed_pb2.SeedState, _Mapping]]] = ..., packet_id: _Optional[str] = ..., global_step: _Optional[int] = ..., training_loss: _Optional[float] = ..., source_subsystem: _Optional[str] = ..., training_run_id: _Optional[str] = ..., experiment_name: _Optional[str] = ..., metrics_struct: _Optional[_Union[TrainingMetrics, _Mapping]] = ...) -> None: ...
 
 class MetricPoint(_message.Message):
     __slots__ = ("name", "value", "unit")

@@ -1,10 +1,12 @@
 """What lies below a run's directory: generations by name, and what their manifests say. Needs no torch."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from esper_runtime.checkpoint import manifest as manifests
+from esper_runtime.checkpoint import shards
 from esper_runtime.checkpoint.errors import CorruptFileError
 from esper_runtime.checkpoint.files import Disk, digest_file
 from esper_runtime.checkpoint.manifest import FileDigest, Manifest
@@ -79,10 +81,22 @@ def damages(entry: Entry, disk: Disk) -> Iterator[str]:
     if entry.manifest is None:
         yield entry.problem
         return
+    for name, why in misfits(entry):
+        yield f"{entry.where}/{name}: {why}"
     for name, want in entry.manifest.files.items():
         why = _damage(entry.path / name, want, disk)
         if why:
             yield f"{entry.where}/{name}: {why}"
+
+
+def misfits(entry: Entry) -> list[tuple[str, str]]:
+    """(file, why) of what the names of a generation's files alone give away; see shards.misfits."""
+    assert entry.manifest is not None
+    try:
+        present = os.listdir(entry.path)
+    except OSError as error:
+        return [(".", f"cannot be read: {error}")]
+    return list(shards.misfits(entry.manifest.files, present))
 
 
 def _damage(path: Path, want: FileDigest, disk: Disk) -> str:

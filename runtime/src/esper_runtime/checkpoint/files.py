@@ -297,6 +297,11 @@ class _Reading:
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         return self.descriptor
 
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
@@ -352,14 +357,14 @@ class _Reads:
         self.under_way.popleft()
         chunk.file.digester.update(chunk.target[:count])
         if chunk.last:
+            chunk.file.close()  # a state of many files must not hold them all open
             yield chunk.file.digester.result()
 
     def close(self) -> None:
         """After it nobody writes into the memory of any source. Where all was digested there is nobody to wait for."""
         self._pool.shutdown(wait=bool(self.under_way), cancel_futures=True)
         for file in self.files:
-            if file.descriptor is not None:
-                os.close(file.descriptor)
+            file.close()
 
 
 def _read_at(descriptor: int, target: Bytes, start: int, length: int, path: Path, disk: Disk) -> int:

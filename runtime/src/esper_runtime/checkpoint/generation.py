@@ -4,8 +4,9 @@ No policy here: the store decides where and when, this module how.
 """
 
 import json
+import os
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from esper_runtime.checkpoint import manifest as manifests
+from esper_runtime.checkpoint import shards
 from esper_runtime.checkpoint import tensors as safetensors
 from esper_runtime.checkpoint.errors import CheckpointError, CorruptFileError, SaveError
 from esper_runtime.checkpoint.files import (
@@ -28,19 +30,18 @@ from esper_runtime.checkpoint.files import (
     write_file,
     write_memory,
 )
-from esper_runtime.checkpoint.host import Image
+from esper_runtime.checkpoint.host import Copy, Image
 from esper_runtime.checkpoint.manifest import FileDigest, Manifest
+from esper_runtime.checkpoint.shards import MAX_FILE_BYTES
 from esper_runtime.checkpoint.volume import sync_directory
 
 STATE_FILE = "state.json"
-EXPORTED_MODEL = "model.safetensors"
 EXPORTED_META = "model.json"
-_SUFFIX = ".safetensors"
-_STEM = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_GROUP = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 Tensors = Mapping[str, torch.Tensor]
 Room = Callable[[str, int], Bytes]
-"""Gives page-aligned memory for a file, by its stem, of so many bytes. OSError when there is none."""
+"""Gives page-aligned memory for a file, by its name without suffix, of so many bytes. OSError when there is none."""
 
 
 def fresh(_: str, size: int) -> Bytes:
@@ -55,7 +56,7 @@ class GenerationData:
     epoch: int
     step: int
     tensors: Mapping[str, Tensors]
-    """By file stem (model, optimizer, aux), then by name; all on the CPU."""
+    """By group (model, optimizer, aux), then by name; all on the CPU. Copies say themselves how they are split."""
     state: Mapping[str, Any] = field(default_factory=dict)
     """Whatever JSON can carry; no NaN, no infinity."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -83,19 +84,18 @@ class LoadedGeneration:
     """Newer files that did not verify, newest first: "a00001/gen-0000000007/model.safetensors: digest mismatch"."""
 
 
-def write(directory: Path, data: GenerationData, header: Manifest, disk: Disk) -> Manifest:
+def write(directory: Path, data: GenerationData, header: Manifest, disk: Disk, limit: int = MAX_FILE_BYTES) -> Manifest:
     """Writes every file of a generation into an empty directory, the manifest last; all durable on return.
 
-    OSError or CheckpointError leave a partial directory behind.
+    Files of tensors have at most `limit` bytes, see shards. OSError or CheckpointError leave a partial directory.
     """
     files: dict[str, FileDigest] = {}
-    for stem, tensors in data.tensors.items():
-        if not _STEM.fullmatch(stem):
-            raise CheckpointError(f"{stem!r} cannot be a file stem")
-        name = f"{stem}{_SUFFIX}"
-        files[name] = _write_tensors(directory / name, tensors, disk)
+    for group, tensors in data.tensors.items():
+        if not _GROUP.fullmatch(group):
+            raise CheckpointError(f"{group!r} cannot be a file stem")
+        files |= {name: digest for name, digest, _ in _write_group(directory, group, tensors, disk, limit)}
     files[STATE_FILE] = _write_bytes(directory / STATE_FILE, _json_bytes(data.state, "state"), disk)
-    manifest = replace(header, files=files)
+    manifest = replace(header, files=files, version=manifests.version_of(files))
     _write_bytes(directory / manifests.NAME, manifest.render(), disk, commits=True)
     sync_directory(directory)
     return manifest
@@ -112,14 +112,14 @@ def verify(directory: Path, manifest: Manifest, data: GenerationData, how: str, 
             pass
     elif how == "Load":
         loaded, _ = read(directory, manifest, where, disk)
-        for stem, tensors in data.tensors.items():
-            _compare(tensors, loaded.get(stem, {}), f"{where}/{stem}{_SUFFIX}")
+        for group, tensors in data.tensors.items():
+            _compare(tensors, loaded.get(group, {}), f"{where}/{shards.of_group(group, manifest.files)[0]}")
 
 
 def read(
     directory: Path, manifest: Manifest, where: str, disk: Disk, stop: Stop = go_on, room: Room = fresh
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Tensors by stem and name, and the state; given out only after every byte of every file has verified.
+    """Tensors by group and name, and the state; given out only after every byte of every file has verified.
 
     CorruptFileError names the first file that does not; AbandonedError when `stop` said so.
     """
@@ -134,23 +134,42 @@ def read(
             if name == STATE_FILE:
                 state = _decode_state(data, f"{where}/{name}")
             else:
-                tensors[name.removesuffix(_SUFFIX)] = _decode_tensors(data, f"{where}/{name}")
+                found = _decode_tensors(data, f"{where}/{name}")
+                _add(tensors.setdefault(shards.group_of(name), {}), found, f"{where}/{name}")
     return tensors, state
 
 
-def write_export(directory: Path, tensors: Tensors, meta: Mapping[str, Any], disk: Disk) -> None:
-    """The finished model and a description of it, durable on return."""
-    digest = _write_tensors(directory / EXPORTED_MODEL, tensors, disk)
-    document = {**meta, "file": EXPORTED_MODEL, "size": digest.size, "xxh3_128": digest.xxh3_128}
-    _write_bytes(directory / EXPORTED_META, _json_bytes(document, "meta"), disk)
+def write_export(
+    directory: Path, tensors: Tensors, meta: Mapping[str, Any], disk: Disk, limit: int = MAX_FILE_BYTES
+) -> None:
+    """The finished model and a description of it, durable on return; of several files there is an index too."""
+    written = _write_group(directory, shards.MODEL, tensors, disk, limit)
+    index = None
+    if len(written) > 1:
+        index = shards.index({name: header for name, _, header in written})
+        _write_bytes(directory / shards.INDEX, index, disk)
+    files = shards.described({name: digest for name, digest, _ in written}, index)
+    _write_bytes(directory / EXPORTED_META, _json_bytes({**meta, **files}, "meta"), disk)
     sync_directory(directory)
 
 
-def _write_tensors(path: Path, tensors: Tensors, disk: Disk) -> FileDigest:
-    if isinstance(tensors, Image):
-        return write_memory(path, tensors.memory, size=tensors.size, disk=disk)
-    layout = safetensors.Layout(tensors, safetensors.METADATA)
-    return write_file(path, layout.parts(), size=layout.size, disk=disk)
+def _write_group(
+    directory: Path, group: str, tensors: Tensors, disk: Disk, limit: int
+) -> list[tuple[str, FileDigest, bytes]]:
+    """(name, digest, header) of each file."""
+    parts = _parts(tensors, limit)
+    named = zip(shards.names(group, len(parts)), parts, strict=True)
+    return [(name, _write_tensors(directory / name, part, disk), part.header) for name, part in named]
+
+
+def _parts(tensors: Tensors, limit: int) -> Sequence[Image | safetensors.Layout]:
+    return tensors.files if isinstance(tensors, Copy) else safetensors.split(tensors, limit, safetensors.METADATA)
+
+
+def _write_tensors(path: Path, part: Image | safetensors.Layout, disk: Disk) -> FileDigest:
+    if isinstance(part, Image):
+        return write_memory(path, part.memory, size=part.size, disk=disk)
+    return write_file(path, part.parts(), size=part.size, disk=disk)
 
 
 def _write_bytes(path: Path, content: bytes, disk: Disk, *, commits: bool = False) -> FileDigest:
@@ -172,6 +191,7 @@ def _verified(
     CorruptFileError names the first that is not.
     """
     kept = memory or {}
+    _check_names(directory, manifest, where)
     sources = [
         Source(path=directory / name, size=want.size, memory=kept.get(name)) for name, want in manifest.files.items()
     ]
@@ -190,9 +210,18 @@ def _verified(
 
 def _memory(name: str, size: int, where: str, room: Room) -> Bytes:
     try:
-        return room(name.removesuffix(_SUFFIX), size)
+        return room(name.removesuffix(shards.SUFFIX), size)
     except OSError as error:
         raise CorruptFileError(f"{where}/{name}", f"cannot be read: {error}") from error
+
+
+def _check_names(directory: Path, manifest: Manifest, where: str) -> None:
+    try:
+        present = os.listdir(directory)
+    except OSError as error:
+        raise CorruptFileError(where, f"cannot be read: {error}") from error
+    for name, why in shards.misfits(manifest.files, present):
+        raise CorruptFileError(f"{where}/{name}", why)
 
 
 def _check_size(path: Path, want: FileDigest, where: str) -> None:
@@ -206,6 +235,13 @@ def _decode_tensors(data: Bytes, where: str) -> dict[str, torch.Tensor]:
         return safetensors.parse(data)
     except safetensors.FormatError as error:
         raise CorruptFileError(where, str(error)) from error
+
+
+def _add(group: dict[str, torch.Tensor], found: Mapping[str, torch.Tensor], where: str) -> None:
+    twice = min(group.keys() & found.keys(), default=None)
+    if twice is not None:
+        raise CorruptFileError(where, f"tensor {twice} is in another file of the group too")
+    group |= found
 
 
 def _decode_state(data: Bytes, where: str) -> dict[str, Any]:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esper_runtime.checkpoint import shards
 from esper_runtime.checkpoint import tensors as safetensors
 from esper_runtime.checkpoint.errors import CheckpointError
 from esper_runtime.checkpoint.files import Bytes, aligned_buffer
+from esper_runtime.checkpoint.shards import MAX_FILE_BYTES
 
 SLOTS = 2
 """One is written while another is filled."""
@@ -25,12 +27,21 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Image(Mapping[str, Tensor]):
-    """A safetensors file in memory. As a mapping: its tensors by name, as views."""
+class Image:
+    """A safetensors file in memory."""
 
     memory: Bytes
     """Page-aligned, whole pages; what follows `size` bytes is of no meaning."""
     size: int
+    header: bytes
+    views: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Copy(Mapping[str, Tensor]):
+    """A group's files in memory, in order. As a mapping: its tensors by name, as views."""
+
+    files: tuple[Image, ...]
     views: Mapping[str, Tensor]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -50,28 +61,53 @@ _Shape = tuple[tuple[str, torch.dtype, torch.Size], ...]
 class _Slot:
     """Memory for one state. It is kept as long as the state keeps its shape."""
 
+    limit: int
     busy: bool = False
     shapes: dict[str, _Shape] = field(default_factory=dict)
+    """Of the groups that are laid out: their copies are whole, and all their images are here."""
+    copies: dict[str, Copy] = field(default_factory=dict)
+    """By group."""
     images: dict[str, Image] = field(default_factory=dict)
+    """By file name without suffix."""
 
-    def fill(self, stem: str, tensors: Mapping[str, Tensor], pin: Callable[[Bytes], None]) -> Image:
+    def fill(self, group: str, tensors: Mapping[str, Tensor], pin: Callable[[Bytes], None]) -> Copy:
         shape = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
-        if self.shapes.get(stem) != shape:
-            layout = safetensors.Layout(tensors, safetensors.METADATA)
-            self.images[stem] = _image(layout, self.images.get(stem), pin)
-            self.shapes[stem] = shape
-        image = self.images[stem]
+        if self.shapes.get(group) != shape:
+            self._lay_out(group, tensors, pin)
+            self.shapes[group] = shape
+        copy = self.copies[group]
         for name, tensor in tensors.items():
-            _copy(image.views[name], tensor)
-        return image
+            _copy(copy.views[name], tensor)
+        return copy
+
+    def _lay_out(self, group: str, tensors: Mapping[str, Tensor], pin: Callable[[Bytes], None]) -> None:
+        layouts = safetensors.split(tensors, self.limit, safetensors.METADATA)
+        stems = tuple(shards.stems(group, len(layouts)))
+        self._forget(group)  # its memory gets other headers, one after the other
+        for stem in [stem for stem in self.images if shards.group_of(stem) == group and stem not in stems]:
+            del self.images[stem]
+        for stem, layout in zip(stems, layouts, strict=True):
+            self.images[stem] = _image(layout, self.images.get(stem), pin)
+        files = tuple(self.images[stem] for stem in stems)
+        views = {name: view for file in files for name, view in file.views.items()}
+        self.copies[group] = Copy(files=files, views=views)
+
+    def _forget(self, group: str) -> None:
+        self.shapes.pop(group, None)
+        self.copies.pop(group, None)
 
     def holds(self, stem: str, size: int) -> bool:
         image = self.images.get(stem)
         return image is not None and len(image.memory) >= size
 
     def give_up(self, stem: str) -> Image:
-        self.shapes.pop(stem, None)
+        self._forget(shards.group_of(stem))
         return self.images.pop(stem)
+
+    def take_back(self, stem: str, image: Image) -> None:
+        """A copy that could not wait for it has other memory by now."""
+        if not self.busy and stem not in self.images and shards.group_of(stem) not in self.shapes:
+            self.images[stem] = image
 
 
 def _copy(target: Tensor, source: Tensor) -> None:
@@ -88,15 +124,17 @@ def _image(layout: safetensors.Layout, old: Image | None, pin: Callable[[Bytes],
         memory = aligned_buffer(layout.size)
         pin(memory)
     memory[: len(layout.header)] = np.frombuffer(layout.header, dtype=np.uint8)
-    return Image(memory=memory, size=layout.size, views=safetensors.parse(memory[: layout.size]))
+    views = safetensors.parse(memory[: layout.size])
+    return Image(memory=memory, size=layout.size, header=layout.header, views=views)
 
 
 class HostCopies:
     """The slots of one trainer. `take` is the training thread's, all else anybody's."""
 
-    def __init__(self, *, slots: int = SLOTS) -> None:
+    def __init__(self, *, slots: int = SLOTS, limit: int = MAX_FILE_BYTES) -> None:
+        """Files have at most `limit` bytes, see shards."""
         self._lock = threading.Lock()
-        self._slots = [_Slot() for _ in range(slots)]
+        self._slots = [_Slot(limit) for _ in range(slots)]
         self._back: deque[tuple[_Slot, str, Image]] = deque()
         """Lent memory that nobody refers to any more."""
 
@@ -104,8 +142,8 @@ class HostCopies:
         with self._lock:
             return any(not slot.busy for slot in self._slots)
 
-    def take(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Image], Callable[[], None]]:
-        """Copies by file stem, and what gives their memory back. One slot must be free.
+    def take(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Copy], Callable[[], None]]:
+        """Copies by group, and what gives their memory back. One slot must be free.
 
         OSError when there is no memory for them; CheckpointError when a tensor has no place in a file.
         """
@@ -120,13 +158,13 @@ class HostCopies:
                 slot.busy = False
 
         try:
-            images = {stem: slot.fill(stem, part, _pin if cuda else _leave) for stem, part in tensors.items()}
+            copies = {group: slot.fill(group, part, _pin if cuda else _leave) for group, part in tensors.items()}
         except (OSError, CheckpointError):
             release()
             raise
         if cuda:
             torch.cuda.current_stream().synchronize()
-        return images, release
+        return copies, release
 
     def lend(self, stem: str, size: int) -> Bytes:
         """Memory to load `size` bytes into: that of a copy no longer needed, which is given up, else fresh.
@@ -147,8 +185,7 @@ class HostCopies:
     def _take_back(self) -> None:
         while self._back:
             slot, stem, image = self._back.popleft()
-            if not slot.busy and stem not in slot.images:  # else a copy could not wait for it
-                slot.images[stem] = image
+            slot.take_back(stem, image)
 
 
 def _leave(_: Bytes) -> None:

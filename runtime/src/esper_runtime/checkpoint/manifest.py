@@ -14,11 +14,17 @@ from typing import Any
 import xxhash
 from esper_leyline.phases import Durability
 
+from esper_runtime.checkpoint import shards
 from esper_runtime.checkpoint.errors import CorruptFileError
 
 NAME = "manifest.json"
 VERSION = 2
-READS = (1, 2)
+SPLIT_VERSION = 3
+"""Of a generation with a group in several files: a runtime that knows only whole groups must not take it for its own.
+
+Nothing else differs from version 2, which all other generations have.
+"""
+READS = (1, 2, 3)
 MAX_BYTES = 4 * 1024 * 1024
 _DIRECTORY = re.compile(r"gen-(\d{10,})")
 _DIGEST_KEY = "manifest_xxh3_128"
@@ -71,6 +77,11 @@ class Manifest:
     def render(self) -> bytes:
         body = {name: value for name, value in asdict(self).items() if self.version > 1 or name not in _SINCE_2}
         return _text({**body, _DIGEST_KEY: xxhash.xxh3_128_hexdigest(_text(body))})
+
+
+def version_of(files: Mapping[str, FileDigest]) -> int:
+    """The version that a manifest of these files has."""
+    return SPLIT_VERSION if shards.is_split(files) else VERSION
 
 
 def directory_name(number: int) -> str:

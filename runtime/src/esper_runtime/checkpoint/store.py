@@ -45,6 +45,7 @@ from esper_runtime.checkpoint.ledger import Ledger
 from esper_runtime.checkpoint.loading import Search
 from esper_runtime.checkpoint.manifest import Manifest
 from esper_runtime.checkpoint.retention import Generation, best, superfluous
+from esper_runtime.checkpoint.shards import MAX_FILE_BYTES
 from esper_runtime.checkpoint.volume import Volume, remove_tree, sync_directory
 from esper_runtime.checkpoint.wal import Wal
 
@@ -69,12 +70,15 @@ class Store:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         disk: Disk | None = None,
+        max_file_bytes: int = MAX_FILE_BYTES,
     ) -> None:
         if verification not in ("None", "Checksum", "Load"):
             raise CheckpointError(f"verification is {verification!r}; known are None, Checksum, Load")
         self.volume = Volume(root, run_uid=run_uid, attempt=attempt)
         self.retention = retention or Retention()
         self.verification = verification
+        self.max_file_bytes = max_file_bytes
+        """Larger groups of tensors are split into files of at most so much; see shards."""
         self.deadline_s = FULL_DEADLINE_S
         """Of a full rollback."""
         self.period_s: float | None = None
@@ -225,7 +229,7 @@ class Store:
                 remove_tree(draft)
             draft.mkdir()
             begun = self._monotonic()
-            manifest = write(draft, data, self._header(number, data, txn), self._disk)
+            manifest = write(draft, data, self._header(number, data, txn), self._disk, self.max_file_bytes)
             written = self._monotonic()
             verify(draft, manifest, data, self.verification, self._disk)
             if self.verification != "None":
@@ -406,7 +410,7 @@ class Store:
     # Export
 
     def export(self, tensors: Tensors, meta: Mapping[str, Any]) -> Path:
-        """Writes the finished model as model.safetensors with model.json beside it; gives their directory.
+        """Writes the finished model as model.safetensors (see shards) with model.json beside it; gives their directory.
 
         The directory appears whole; one of an earlier completion is replaced. SaveError when that failed.
         """
@@ -416,7 +420,7 @@ class Store:
             if draft.exists():
                 remove_tree(draft)
             draft.mkdir()
-            write_export(draft, tensors, meta, self._disk)
+            write_export(draft, tensors, meta, self._disk, self.max_file_bytes)
             if final.exists():
                 aside = final.with_name(f"{_TEMPORARY}export-replaced")
                 if aside.exists():
@@ -427,9 +431,10 @@ class Store:
             else:
                 draft.rename(final)
             sync_directory(self.volume.run_dir)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             _clean_up(draft)
-            raise SaveError(f"the model was not exported: {error}", errno=error.errno, path=final) from error
+            number = error.errno if isinstance(error, OSError) else None
+            raise SaveError(f"the model was not exported: {error}", errno=number, path=final) from error
         return final
 
 

@@ -5,7 +5,6 @@ Files written here open in any safetensors reader. The header is padded with spa
 """
 
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 import torch
 
 from esper_runtime.checkpoint.errors import CheckpointError
-from esper_runtime.checkpoint.files import ALIGN, Bytes
+from esper_runtime.checkpoint.files import Bytes, align_up
+from esper_runtime.checkpoint.shards import LENGTH as _LENGTH
+from esper_runtime.checkpoint.shards import METADATA as _METADATA
 
-_LENGTH = struct.Struct("<Q")
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
-_METADATA = "__metadata__"
 METADATA: Mapping[str, str] = {"format": "pt"}
 """Of files with tensors of PyTorch."""
 
@@ -51,7 +50,7 @@ class Layout:
     """A file for `tensors`: total size and its bytes in order, without copying contiguous tensors."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-        self._ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+        self._ordered = _in_order(tensors)
         self.header = _header(self._ordered, metadata or {})
         """Everything before the first tensor's bytes; says of each tensor where it lies."""
         self.size = len(self.header) + sum(tensor.nbytes for _, tensor in self._ordered)
@@ -66,24 +65,71 @@ class Layout:
                 yield as_bytes(tensor)
 
 
+def split(tensors: Mapping[str, torch.Tensor], limit: int, metadata: Mapping[str, str] | None = None) -> list[Layout]:
+    """Files for `tensors`: one when it has at most `limit` bytes, else as many as it takes, at least one.
+
+    The tensors keep the order of one file. Only a file of a single tensor may be larger than the limit.
+    """
+    files: list[dict[str, torch.Tensor]] = [{}]
+    opening = text = _text_size([_metadata_piece(metadata)] if metadata else [])
+    data = 0
+    for name, tensor in _in_order(tensors):
+        piece = _piece(name, tensor, data)
+        if files[-1] and _header_size(text + len(piece) + 1) + data + tensor.nbytes > limit:
+            files.append({})
+            text, data = opening, 0
+            piece = _piece(name, tensor, data)
+        files[-1][name] = tensor
+        text += len(piece) + 1
+        data += tensor.nbytes
+    return [Layout(file, metadata) for file in files]
+
+
+def _in_order(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+
+
 def _header(ordered: list[tuple[str, torch.Tensor]], metadata: Mapping[str, str]) -> bytes:
-    entries: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    pieces = [_metadata_piece(metadata)] if metadata else []
     offset = 0
     for name, tensor in ordered:
-        if name == _METADATA:
-            raise FormatError(f"a tensor cannot be called {_METADATA}")
-        if tensor.is_meta:
-            raise FormatError(f"tensor {name} is on {tensor.device}; it has no bytes")
-        if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
-            raise FormatError(f"tensor {name} of {tensor.dtype}, {tensor.layout} has no place in safetensors")
-        end = offset + tensor.nbytes
-        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    padded = -(-(_LENGTH.size + len(text)) // ALIGN) * ALIGN - _LENGTH.size
+        pieces.append(_piece(name, tensor, offset))
+        offset += tensor.nbytes
+    text = f"{{{','.join(pieces)}}}".encode()
+    padded = _header_size(len(text)) - _LENGTH.size
     if padded > MAX_HEADER_BYTES:
         raise FormatError(f"{len(ordered)} tensors need a header of {padded} bytes; at most {MAX_HEADER_BYTES}")
     return _LENGTH.pack(padded) + text.ljust(padded)
+
+
+def _header_size(text: int) -> int:
+    """Of a header with its length before it and the padding behind it."""
+    return align_up(_LENGTH.size + text)
+
+
+def _text_size(pieces: list[str]) -> int:
+    """Of a JSON object: a brace, then each piece with the comma or the brace after it. Exact unless it is empty."""
+    return 1 + sum(len(piece) + 1 for piece in pieces)
+
+
+def _metadata_piece(metadata: Mapping[str, str]) -> str:
+    return f"{json.dumps(_METADATA)}:{json.dumps(dict(metadata), separators=(',', ':'))}"
+
+
+def _piece(name: str, tensor: torch.Tensor, offset: int) -> str:
+    """A tensor's entry in the header; FormatError when it can have none."""
+    if name == _METADATA:
+        raise FormatError(f"a tensor cannot be called {_METADATA}")
+    if tensor.is_meta:
+        raise FormatError(f"tensor {name} is on {tensor.device}; it has no bytes")
+    if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
+        raise FormatError(f"tensor {name} of {tensor.dtype}, {tensor.layout} has no place in safetensors")
+    entry = {
+        "dtype": DTYPES[tensor.dtype],
+        "shape": list(tensor.shape),
+        "data_offsets": [offset, offset + tensor.nbytes],
+    }
+    return f"{json.dumps(name)}:{json.dumps(entry, separators=(',', ':'))}"
 
 
 def parse(data: Bytes) -> dict[str, torch.Tensor]:

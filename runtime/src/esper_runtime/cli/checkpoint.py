@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from esper_leyline.runconfig import Retention
 
 from esper_runtime.cli.backend import BackendError
+from esper_runtime.cli.export import DESCRIPTION, MODEL, move, staged
 from esper_runtime.cli.output import Format, document, duration, say, table
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="checkpoint", help="Look into a checkpoint directory.", no_args_is_help=True)
 
-MODEL = "model.safetensors"
-DESCRIPTION = "model.json"
 _COLUMNS = ("STEP", "EPOCH", "GENERATION", "SIZE", "AGE", "SAVED", "STATE", "METRICS")
 _CHUNK = 1 << 20
 _SHOWN_TRANSACTIONS = 10
@@ -99,7 +97,8 @@ def export(
 ) -> None:
     """Copy a checkpoint's model, verified.
 
-    Writes model.safetensors, which any safetensors reader opens, and model.json, which describes it.
+    Writes model.safetensors, which any safetensors reader opens, and model.json, which describes it. A model in several
+    files stays so; model.safetensors.index.json, which other tools read, says which tensor lies in which.
     """
     entry = _chosen(_one_run(directory), step=step, best=best, metric=metric, highest=highest)
     for path in _export(entry, destination):
@@ -171,13 +170,14 @@ def _row(entry: "Entry") -> dict[str, Any]:
     found = entry.manifest
     if found is None:
         return {"generation": entry.where, "state": "corrupt", "problem": entry.problem}
-    wrong = _wrong_sizes(entry.path, found)
+    wrong = _given_away(entry, found)
     row: dict[str, Any] = {
         "generation": entry.where,
         "state": "corrupt" if wrong else "suspect" if found.suspect else "good",
         "step": found.step,
         "epoch": found.epoch,
         "sizeBytes": found.size_bytes,
+        "files": len(found.files),
         "created": found.created,
         "verification": found.verification,
         "durability": str(found.durability),
@@ -186,11 +186,15 @@ def _row(entry: "Entry") -> dict[str, Any]:
     return {**row, "problem": wrong} if wrong else row
 
 
-def _wrong_sizes(directory: Path, found: "Manifest") -> str:
-    """The first file whose size alone shows that it is damaged."""
+def _given_away(entry: "Entry", found: "Manifest") -> str:
+    """The first file whose name or size alone shows that the checkpoint is damaged."""
+    from esper_runtime.checkpoint.catalog import misfits
+
+    for name, why in misfits(entry):
+        return f"{name}: {why}"
     for name, want in found.files.items():
         try:
-            size = (directory / name).stat().st_size
+            size = (entry.path / name).stat().st_size
         except FileNotFoundError:
             return f"{name}: missing"
         if size != want.size:
@@ -246,37 +250,38 @@ def _log(run: Path) -> dict[str, Any]:
 
 
 def _export(entry: "Entry", destination: Path) -> list[Path]:
+    from esper_runtime.checkpoint import shards
+    from esper_runtime.checkpoint.catalog import misfits
+
     found = entry.manifest
     assert found is not None
-    want = found.files.get(MODEL)
-    if want is None:
+    files = {name: found.files[name] for name in shards.of_group(shards.MODEL, found.files)}
+    if not files:
         raise BackendError(f"{entry.path} has no {MODEL}: it is no checkpoint of Esper's trainer")
-    try:
-        destination.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BackendError(f"{destination}: {error.strerror}: choose another destination") from error
-    description = {
-        "runUID": found.run_uid,
-        "step": found.step,
-        "epoch": found.epoch,
-        "metrics": dict(found.metrics),
-        "file": MODEL,
-        "size": want.size,
-        "xxh3_128": want.xxh3_128,
-    }
-    draft = destination / f".{MODEL}.{secrets.token_hex(4)}"
-    try:
-        digest = _copy(entry.path / MODEL, draft)
-        if digest != want.xxh3_128:
-            raise BackendError(
-                f"{entry.where}/{MODEL} is damaged: digest {digest} is not {want.xxh3_128}; take another checkpoint "
-                "with --step"
-            )
-        draft.replace(destination / MODEL)
-    finally:
-        draft.unlink(missing_ok=True)
-    (destination / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
-    return [destination / DESCRIPTION, destination / MODEL]
+    for name, why in misfits(entry):
+        if shards.group_of(name) == shards.MODEL:
+            raise BackendError(f"{entry.where}/{name} is damaged: {why}; take another checkpoint with --step")
+    with staged(destination) as draft:
+        for name, want in files.items():
+            digest = _copy(entry.path / name, draft / name)
+            if digest != want.xxh3_128:
+                raise BackendError(
+                    f"{entry.where}/{name} is damaged: digest {digest} is not {want.xxh3_128}; take another checkpoint "
+                    "with --step"
+                )
+        index = None
+        if len(files) > 1:
+            index = shards.index({name: shards.header_of(draft / name) for name in files})
+            (draft / shards.INDEX).write_bytes(index)
+        description = {
+            "runUID": found.run_uid,
+            "step": found.step,
+            "epoch": found.epoch,
+            "metrics": dict(found.metrics),
+            **shards.described(files, index),
+        }
+        (draft / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+        return move(draft, destination)
 
 
 def _copy(source: Path, draft: Path) -> str:

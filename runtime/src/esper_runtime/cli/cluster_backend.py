@@ -22,6 +22,8 @@ from esper_runtime.cli.output import find
 REQUEST_TIMEOUT_S = 15
 WATCH_TIMEOUT_S = 240
 REPEAT_S = 1.0
+PAGE = 200
+"""Runs per request; one is some 10 KB."""
 MERGE_PATCH = "application/merge-patch+json"
 _config: Any = config
 """The package is not typed throughout."""
@@ -74,12 +76,22 @@ class ClusterBackend:
     def namespace(self) -> str:
         return self._namespace
 
-    def runs(self, *, all_namespaces: bool) -> list[Resource]:
-        if all_namespaces:
-            found = self.call(self._objects.list_cluster_custom_object, **_group())
-        else:
-            found = self.call(self._objects.list_namespaced_custom_object, namespace=self._namespace, **_group())
-        return list(found["items"])
+    def runs(self, *, all_namespaces: bool, selector: str = "") -> list[Resource]:
+        objects = self._objects
+        listing = objects.list_cluster_custom_object if all_namespaces else objects.list_namespaced_custom_object
+        where = _group() | ({} if all_namespaces else {"namespace": self._namespace})
+        if selector:
+            where["label_selector"] = selector
+        found: list[Resource] = []
+        token = ""
+        while True:
+            more = {"_continue": token} if token else {}
+            answer = self.call(listing, limit=PAGE, _preload_content=False, **where, **more)
+            page = json.loads(answer.data)
+            found += page["items"]
+            token = page["metadata"].get("continue", "")
+            if not token:
+                return found
 
     def get(self, name: str) -> Resource:
         found = self.call(
@@ -207,8 +219,9 @@ class _Stream:
 
     def _read(self) -> None:
         pending = b""
-        # A broken connection ends the stream like its regular end: the caller reads the run again.
-        with contextlib.suppress(HTTPError, OSError, ValueError):
+        # A broken connection ends the stream like its regular end: the caller reads the run again. AttributeError is
+        # http.client's when the response is closed beneath its own read.
+        with contextlib.suppress(HTTPError, OSError, ValueError, AttributeError):
             for chunk in self._response.stream(None):
                 *lines, pending = (pending + chunk).split(b"\n")
                 for line in filter(None, lines):

@@ -12,16 +12,49 @@ from esper_runtime.cli.output import find, say
 _FINISHED = frozenset({Phase.SUCCEEDED, Phase.FAILED})
 
 
-def halt(backend: Backend, name: str, mode: str, *, wait_s: float) -> None:
+def halt_one(backend: Backend, name: str, mode: str, *, reason: str, dry_run: bool, wait_s: float) -> None:
+    """A reason is no reason to stop nothing: it is only said that it has no place."""
     before = backend.get(name)
     _refuse_finished(before)
+    if dry_run:
+        say(f"would stop: {name} ({_phase(before) or 'Pending'})")
+        return
     backend.patch_spec(name, {"emergencyStop": mode})
+    if reason:
+        from esper_runtime.cli.many import NO_PLACE_FOR_REASON
+
+        say(NO_PLACE_FOR_REASON)
     if not _driven(backend, name):
         say(f"{name}: nothing drives this run now; it stays halted ({mode}) until `esper resume {name}`")
         return
     resource = _wait(backend, name, wait_s, lambda r: _halted(r, mode), f"halted ({mode})")
     if resource is not None:
         say(f"{name}: {halt_line(resource)}")
+
+
+def halt_selected(
+    backend: Backend,
+    *,
+    selector: str,
+    all_namespaces: bool,
+    mode: str,
+    reason: str,
+    operator_namespace: str,
+    dry_run: bool,
+    wait_s: float,
+) -> None:
+    """Runs by labels, or all of them."""
+    from esper_runtime.cli.many import Wanted, halt_many
+
+    namespaces = () if all_namespaces else (backend.namespace,)
+    halt_many(
+        backend,
+        Wanted(selector=selector, namespaces=namespaces, mode=mode, reason=reason),
+        operator_namespace=operator_namespace,
+        dry_run=dry_run,
+        wait_s=wait_s,
+        all_namespaces=all_namespaces,
+    )
 
 
 def resume(backend: Backend, name: str, *, wait_s: float) -> int:

@@ -1,7 +1,11 @@
-"""An exported model: model.safetensors with model.json, which holds its size and digest."""
+"""An exported model: model.safetensors with model.json, which holds its size and digest.
+
+A large model is several files, model-00001-of-00003.safetensors and so on, with an index of their tensors beside them.
+"""
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,9 +14,19 @@ from typing import Any
 
 from esper_runtime.cli.backend import BackendError
 
+MODEL = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 DESCRIPTION = "model.json"
 MAX_DESCRIPTION = 1 << 20
 _CHUNK = 1 << 20
+_PARTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
+"""Files of a model by name, whatever their number."""
+
+
+def opened_first(directory: Path) -> Path:
+    """The file of an export that a reader is to be given: the index where there are several files."""
+    index = directory / INDEX
+    return index if index.exists() else directory / MODEL
 
 
 def copy_verified(source: Path, destination: Path) -> list[Path]:
@@ -49,23 +63,49 @@ class staged:
 def install(draft: Path, destination: Path) -> list[Path]:
     """Verifies the export in `draft` and moves its files to `destination`. BackendError names what does not fit."""
     verify(draft)
+    return move(draft, destination)
+
+
+def move(draft: Path, destination: Path) -> list[Path]:
+    """The files of `draft` replace those of an export that was at `destination` before."""
     moved: list[Path] = []
     for entry in sorted(draft.iterdir()):
         target = destination / entry.name
         entry.replace(target)
         moved.append(target)
+    for entry in destination.iterdir():
+        if _PARTS.fullmatch(entry.name) and entry not in moved:
+            entry.unlink()  # of a model in another number of files, which readers might take for this one
     return moved
 
 
 def verify(directory: Path) -> None:
-    """BackendError unless the file that model.json describes has its size and digest."""
+    """BackendError unless the files that model.json describes, and no others, have their sizes and digests."""
+    described = _described(_description(directory / DESCRIPTION))
+    for name, (size, digest) in described.items():
+        _verify(directory / name, size, digest)
+    strange = sorted(e.name for e in directory.iterdir() if _PARTS.fullmatch(e.name) and e.name not in described)
+    if strange:
+        raise BackendError(f"{strange[0]} is no part of the export that {DESCRIPTION} describes: fetch again")
+
+
+def _described(description: dict[str, Any]) -> dict[str, tuple[int, str]]:
+    """(size, digest) by file name."""
+    parts = description.get("files", {})
+    entries = [(description.get("file"), description), *(parts.items() if isinstance(parts, dict) else ())]
+    found: dict[str, tuple[int, str]] = {}
+    for name, entry in entries:
+        size, digest = (entry.get("size"), entry.get("xxh3_128")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or "/" in name or not isinstance(size, int) or not isinstance(digest, str):
+            raise BackendError(f"{DESCRIPTION} does not say which file it describes: the export is damaged")
+        found[name] = (size, digest)
+    return found
+
+
+def _verify(path: Path, size: int, digest: str) -> None:
     import xxhash
 
-    description = _description(directory / DESCRIPTION)
-    name, size, digest = description.get("file"), description.get("size"), description.get("xxh3_128")
-    if not isinstance(name, str) or "/" in name or not isinstance(size, int) or not isinstance(digest, str):
-        raise BackendError(f"{DESCRIPTION} does not say which file it describes: the export is damaged")
-    path = directory / name
+    name = path.name
     if not path.is_file():
         raise BackendError(f"the export lacks {name}: it is damaged; run the last epoch again or fetch a checkpoint")
     found = path.stat().st_size

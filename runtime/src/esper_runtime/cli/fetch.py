@@ -28,7 +28,8 @@ LIFETIME_S = 3600
 IDLE_S = 60.0
 ROOT = "/checkpoints"
 CONTAINER = "reader"
-_MAX_MEMBERS = 64
+_MAX_MEMBERS = 4096
+"""Files of a model of four terabytes."""
 
 _SEND = (
     "import os, sys, tarfile\n"

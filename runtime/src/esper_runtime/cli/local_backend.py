@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from esper_leyline import paths
+from esper_operator.observe.selector import matches
 
 from esper_runtime.cli.backend import BackendError, NotFound, Resource
 from esper_runtime.cli.export import copy_verified
+from esper_runtime.cli.output import find
 from esper_runtime.local.errors import LocalError
 from esper_runtime.local.objects import Objects
 from esper_runtime.local.state import DEFAULT_ROOT, StateDir, find_runs
@@ -29,6 +31,10 @@ class LocalBackend:
         self._root = root
 
     @property
+    def namespace(self) -> str:
+        return self._namespace or "default"
+
+    @property
     def options(self) -> str:
         """What the next command about the same run has to be given."""
         return "" if self._state is None else f" --state {self._state.root}"
@@ -37,8 +43,9 @@ class LocalBackend:
         """Whether a run of that name, or any run, is here."""
         return any(name in (None, found.root.name) for found in self._all())
 
-    def runs(self, *, all_namespaces: bool) -> list[Resource]:
-        return [self._read(found) for found in self._all(all_namespaces)]
+    def runs(self, *, all_namespaces: bool, selector: str = "") -> list[Resource]:
+        runs = (self._read(found) for found in self._all(all_namespaces))
+        return [run for run in runs if not selector or matches(selector, find(run, "metadata", "labels") or {})]
 
     def get(self, name: str) -> Resource:
         return self._read(self.find(name))

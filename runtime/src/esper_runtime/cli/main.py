@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from esper_leyline.exitcodes import CliExit
 
-from esper_runtime.cli import checkpoint
+from esper_runtime.cli import bus, checkpoint, nissa
 from esper_runtime.cli.backend import Backend, BackendError, Place, choose
 from esper_runtime.cli.output import Format, say
 from esper_runtime.local.errors import LocalError, ManifestError
@@ -48,6 +48,7 @@ Mount = Annotated[
     list[str] | None,
     typer.Option("--mount", metavar="NAME=DIR", help="Directory for a claim, ConfigMap or Secret that the run names."),
 ]
+OperatorNamespace = Annotated[str, typer.Option(metavar="NAME", help="Where the operator runs; for broadcasts.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has followed.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait at most.")]
 
@@ -168,11 +169,17 @@ def logs(
 
 @app.command()
 def halt(
-    name: Name,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of the run, unless -l or --all.")] = None,
     mode: Annotated[
         Literal["Freeze", "Checkpoint", "Kill"],
         typer.Option(help="Freeze keeps the pods, Checkpoint saves and stops, Kill stops at once."),
     ] = "Checkpoint",
+    selector: Annotated[str, typer.Option("-l", "--selector", help="All runs with these labels: team=vision.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="All runs of the namespace.")] = False,
+    all_namespaces: Annotated[bool, typer.Option("-A", "--all-namespaces", help="With -l or --all.")] = False,
+    reason: Annotated[str, typer.Option(help="With -l or --all on a cluster: said by the status of each run.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which runs would stop; change nothing.")] = False,
+    operator_namespace: OperatorNamespace = "esper-system",
     wait: Wait = True,
     timeout: Timeout = 60.0,
     namespace: Namespace = None,
@@ -181,15 +188,38 @@ def halt(
     state: State = None,
     local: Local = None,
 ) -> None:
-    """Stop a run now. It stays stopped until `esper resume`."""
-    from esper_runtime.cli.control import halt as do
+    """Stop runs now. They stay stopped until `esper resume`.
 
-    do(_backend(name, namespace, context, kubeconfig, state, local), name, mode, wait_s=timeout if wait else 0.0)
+    With -l or --all on a cluster it is a broadcast: it also holds for runs that are created while it stands.
+    """
+    from esper_runtime.cli.control import halt_one, halt_selected
+
+    backend = _backend(name, namespace, context, kubeconfig, state, local)
+    wait_s = timeout if wait else 0.0
+    if name is not None:
+        if selector or every or all_namespaces:
+            raise BackendError("give a NAME, or -l or --all, not both")
+        halt_one(backend, name, mode, reason=reason, dry_run=dry_run, wait_s=wait_s)
+    elif selector or every:
+        halt_selected(
+            backend,
+            selector=selector,
+            all_namespaces=all_namespaces,
+            mode=mode,
+            reason=reason,
+            operator_namespace=operator_namespace,
+            dry_run=dry_run,
+            wait_s=wait_s,
+        )
+    else:
+        raise BackendError("say what to halt: a NAME, -l LABELS, or --all")
 
 
 @app.command()
 def resume(
-    name: Name,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of the run, unless --broadcast.")] = None,
+    broadcast: Annotated[str | None, typer.Option(metavar="ID", help="Lift this broadcast instead.")] = None,
+    operator_namespace: OperatorNamespace = "esper-system",
     wait: Wait = True,
     timeout: Timeout = 120.0,
     namespace: Namespace = None,
@@ -203,9 +233,15 @@ def resume(
     A run of this machine whose `esper run` has ended goes on in the foreground.
     """
     from esper_runtime.cli.control import resume as do
+    from esper_runtime.cli.many import resume_broadcast
 
     backend = _backend(name, namespace, context, kubeconfig, state, local)
-    raise typer.Exit(do(backend, name, wait_s=timeout if wait else 0.0))
+    if broadcast is not None:
+        resume_broadcast(backend, broadcast, operator_namespace=operator_namespace)
+    elif name is not None:
+        raise typer.Exit(do(backend, name, wait_s=timeout if wait else 0.0))
+    else:
+        raise BackendError("say what to resume: a NAME, or --broadcast ID")
 
 
 @app.command()
@@ -269,6 +305,8 @@ def report(
 
 
 app.add_typer(checkpoint.app)
+app.add_typer(bus.app)
+app.add_typer(nissa.app)
 
 
 @app.command()
@@ -293,7 +331,7 @@ def version() -> None:
 
 
 def _backend(
-    name: str,
+    name: str | None,
     namespace: str | None,
     context: str | None,
     kubeconfig: Path | None,

@@ -143,10 +143,19 @@ def duration(seconds: int) -> str:
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """Left-aligned columns, GAP spaces apart, no trailing blanks."""
-    lines = [list(header), *map(list, rows)]
+    lines = [list(header), *([_plain(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join((" " * GAP).join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)  # fmt: skip
+
+
+def _plain(cell: str) -> str:
+    """Without what would move the cursor or more: a cell may come from a stranger, by Redis."""
+    return (
+        cell
+        if cell.isprintable()
+        else "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in cell)
+    )
 
 
 def fitting(row: Mapping[str, str], width: int, *, gap: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from esper_leyline.exitcodes import CliExit
 from esper_leyline.phases import ConditionType, Phase
 
+from esper_runtime.cli.export import opened_first
 from esper_runtime.cli.live import View, view
 from esper_runtime.cli.local_backend import export_directory
 from esper_runtime.cli.output import Format, describe, find, say, show, width_of
@@ -17,7 +18,10 @@ from esper_runtime.local.manifest import load
 from esper_runtime.local.prepare import Prepared, checked, prepare, prepare_stored
 from esper_runtime.local.state import StateDir
 
-NOT_ISOLATED = "note: the processes of a run are not isolated from each other here; on a cluster they are containers"
+NOT_ISOLATED = (
+    "note: the processes of a run are not isolated from each other here, and share one Redis without users; on a "
+    "cluster they are containers, and each run has a user of its own"
+)
 IMAGE_UNUSED = "note: spec.runtime.image is not used on this machine; the installed packages are"
 
 
@@ -134,7 +138,7 @@ def _conclude(state: StateDir, code: CliExit, options: str) -> None:
     if code is CliExit.SUCCEEDED:
         complete = next(c for c in resource["status"]["conditions"] if c["type"] == ConditionType.COMPLETE)
         say(complete["message"])
-        say(f"model: {nearby(export_directory(state, resource) / 'model.safetensors')}")
+        say(f"model: {nearby(opened_first(export_directory(state, resource)))}")
     say(f"{name}: {phase}; {_NEXT[code](name + options)}")
 
 

@@ -12,16 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from esper_leyline import contracts
 from esper_leyline.reasons import CommandRejection
 from esper_leyline.signing import SignatureError, Verifier
 from esper_leyline.v1.command_pb2 import AdaptationCommand, CommandSecurity, SignedCommand
 from google.protobuf.message import DecodeError
 
-COMMAND_VERSION: Final = 1
 FRESHNESS_WINDOW_NS: Final = 10_000_000_000
 MAX_COMMAND_BYTES: Final = 64 * 1024
 MAX_ID_CHARACTERS: Final = 64
 """Of a nonce or command id: the ledger's memory is bounded in bytes, not only in entries."""
+_IDENTITY: Final = frozenset({"command_id", "metadata", "metadata.training_run_id", "metadata.packet_id"})
+"""What is missing of these has a reason of its own."""
 MAX_OPEN_PACKETS: Final = 256
 MAX_NONCES: Final = 4096
 
@@ -63,7 +65,19 @@ class CommandVerifier:
 
     @property
     def remembered_nonces(self) -> int:
+        """As of now: those whose window is over go without a command's coming."""
+        self._seen.expire(self._clock_ns())
         return len(self._seen)
+
+    @property
+    def forgotten_nonces(self) -> int:
+        """Nonces and ids whose window is over, since the start."""
+        return self._seen.expired
+
+    @property
+    def window_s(self) -> float:
+        """How long a packet is open, and a nonce remembered."""
+        return self._window_ns / 1e9
 
     def open_boundary(self) -> str:
         """A new packet id, 128 random bits as hex; its freshness window starts now."""
@@ -82,8 +96,8 @@ class CommandVerifier:
             # Nothing of an unauthentic command is repeated to anybody.
             return Verdict("", CommandRejection(error.reason))
         command = _parsed(signed)
-        if command is None:
-            return Verdict("", CommandRejection.MALFORMED)
+        if isinstance(command, CommandRejection):
+            return Verdict("", command)
         return Verdict(command.command_id, self._rejection(command, signed.security))
 
     def _rejection(self, command: AdaptationCommand, security: CommandSecurity) -> CommandRejection | None:
@@ -105,17 +119,21 @@ class CommandVerifier:
         return min(self._window_ns, security.freshness_window.ToNanoseconds())
 
 
-def _parsed(signed: SignedCommand) -> AdaptationCommand | None:
-    """The command behind a valid signature, or None when it is not one that this version understands."""
+def _parsed(signed: SignedCommand) -> AdaptationCommand | CommandRejection:
+    """The command behind a valid signature, or why it is not one that this version understands."""
     if len(signed.command) > MAX_COMMAND_BYTES or not 0 < len(signed.security.nonce) <= MAX_ID_CHARACTERS:
-        return None
+        return CommandRejection.MALFORMED
     command = AdaptationCommand()
     try:
         command.ParseFromString(signed.command)
     except DecodeError:
-        return None
-    if command.version != COMMAND_VERSION or len(command.command_id) > MAX_ID_CHARACTERS:
-        return None
+        return CommandRejection.MALFORMED
+    try:
+        contracts.check(command)
+    except contracts.ContractError as error:
+        if error.wrong_version:
+            return CommandRejection.WRONG_VERSION
+        return command if error.field in _IDENTITY and error.missing else CommandRejection.MALFORMED
     return command
 
 
@@ -126,13 +144,14 @@ class _Ledger:
         self._keep_ns = keep_ns
         self._capacity = capacity
         self._used_ns: OrderedDict[str, int] = OrderedDict()
+        self.expired = 0
 
     def __len__(self) -> int:
         return len(self._used_ns)
 
     def add(self, *ids: str, now_ns: int) -> CommandRejection | None:
         """Marks all `ids` as used, or none of them when one already is. O(1) amortized."""
-        self._expire(now_ns)
+        self.expire(now_ns)
         if any(one in self._used_ns for one in ids):
             return CommandRejection.NONCE_REPLAYED
         if len(self._used_ns) + len(ids) > self._capacity:
@@ -141,9 +160,11 @@ class _Ledger:
             self._used_ns[one] = now_ns
         return None
 
-    def _expire(self, now_ns: int) -> None:
+    def expire(self, now_ns: int) -> None:
+        """Forgets what cannot be fresh any more. O(1) amortized."""
         while self._used_ns:
             oldest, used_ns = next(iter(self._used_ns.items()))
             if now_ns - used_ns <= self._keep_ns:
                 return
             del self._used_ns[oldest]
+            self.expired += 1

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 from esper_leyline import labels
 from esper_leyline.exitcodes import CliExit
+from esper_leyline.incidents import FIELD
 from esper_leyline.phases import EmergencyStop, Phase
 from esper_operator import observe
 from esper_operator.decide import decide
@@ -183,13 +184,13 @@ class Runner:
         for child in plan.children:
             self._put(child)
         record = None
-        if plan.signal is not None:
-            try:
+        try:
+            if plan.signal is not None:
                 record = await hands.signals.send(seen.run, plan.signal, seen.pods)
-            except KubeError as error:
-                return Applied(refused=str(error))
-        else:
-            await hands.signals.finish(seen.run, seen.pods)
+            else:
+                await hands.signals.finish(seen.run, seen.pods)
+        except KubeError as error:
+            return Applied(refused=str(error))
         for deletion in plan.deletions:
             if deletion.kind == "Job":
                 grace = deletion.grace_seconds
@@ -235,6 +236,7 @@ class Runner:
                         "type": "Warning" if event.warning else "Normal",
                         "reason": event.reason,
                         "message": event.message,
+                        **({FIELD: event.incident} if event.incident else {}),
                     }
                 )
                 for event in change.events

@@ -99,6 +99,7 @@ async def _session(state: StateDir, prepared: Prepared, options: Options) -> Asy
         )
         url = f"unix://{socket}" if options.redis else ""
         layout = _layout(scratch, shm, state)
+        # One Redis user for all: on a laptop the roles are processes of one user, who can open the socket anyway.
         settings = Settings(
             runtime_image="local",
             sidecar_image="local",
@@ -183,7 +184,8 @@ class _Wiring:
             term=lambda: 0,
             now=lambda: datetime.now(UTC),
             monotonic=time.monotonic,
-            publish=None if oona is None else oona.publish_signal,
+            publish=None if oona is None else oona.publish_signals,
+            answered=self._intake.answered,
         )
         self.runner = Runner(
             Hands(

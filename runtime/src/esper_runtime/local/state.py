@@ -187,17 +187,20 @@ class StateDir:
         """Notes directories outside for forget_scratch(). For the runner alone."""
         write_json(self._scratch, [str(directory) for directory in directories])
 
-    def forget_scratch(self) -> None:
-        """Removes the directories of a runner that could not do it itself. For the next runner, once no process of
-        that one lives."""
+    def scratch(self) -> list[Path]:
+        """Directories outside of the runner that is there now, or of the last one."""
         try:
             noted = json.loads(self._scratch.read_text())
         except (FileNotFoundError, ValueError):
-            return
-        for directory in map(Path, noted):
-            if directory.name.startswith(SCRATCH_PREFIX):
-                shutil.rmtree(directory, ignore_errors=True)
-        self._scratch.unlink()
+            return []
+        return [directory for directory in map(Path, noted) if directory.name.startswith(SCRATCH_PREFIX)]
+
+    def forget_scratch(self) -> None:
+        """Removes the directories of a runner that could not do it itself. For the next runner, once no process of
+        that one lives."""
+        for directory in self.scratch():
+            shutil.rmtree(directory, ignore_errors=True)
+        self._scratch.unlink(missing_ok=True)
 
     def add_events(self, lines: list[str]) -> None:
         """Appends records; the older half is dropped when the file has grown too long."""

@@ -21,5 +21,7 @@ passes SIGTERM on; the worker does the work. So a crash costs a second at most a
         sys.exit(run_worker("kasmina", serve))
 
 Modules: `init` (run_sidecar), `worker` (run_worker), `environment` (Environment, SettingsError), `http` (ProbeServer),
-`logs` (configure). Packages of sidecars must import nothing in their `__init__`, so that PID 1 stays small.
+`logs` (configure), `keyfile` (keys that are followed), `supervision` (parts that are started again), `narrator` (events
+of its own), `emergency` (taking part in a halt). Packages of sidecars must import nothing in their `__init__`, so that
+PID 1 stays small.
 """

@@ -3,9 +3,23 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from esper_leyline.exitcodes import SidecarExit
+
 
 class SettingsError(ValueError):
-    """The environment or a mounted file cannot be used; the message names it. A worker exits 78 (CONFIG)."""
+    """The environment or a mounted file cannot be used, and no restart would help; the message names it and what would
+    mend it."""
+
+    exit_code = SidecarExit.CONFIG
+    """Of the container."""
+
+
+class KeyFileError(SettingsError):
+    exit_code = SidecarExit.KEY
+
+
+class VolumeError(SettingsError):
+    exit_code = SidecarExit.VOLUME
 
 
 class Environment:

@@ -62,7 +62,8 @@ class ProbeServer:
                 *routes,
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        # Cancelled with its client: a poll that was given up must not hold its place until its wait is over.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S, handler_cancellation=True)
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from esper_leyline.exitcodes import ExitCode
+from esper_leyline.exitcodes import SidecarExit
 from esper_leyline.paths import UMASK
 
 from esper_runtime.sidecar import logs
 from esper_runtime.sidecar.process import adopt_orphans
 
+RESTARTS: Final = "ESPER_SIDECAR_RESTARTS"
+"""Set for the worker: how many workers ended before it."""
 PARENT_PID: Final = "ESPER_SIDECAR_PARENT"
 """Set for the worker: the PID whose end ends the worker too. Absent: the worker was started by hand."""
 
@@ -32,14 +34,16 @@ _STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _HELD_FOR_WORKER: Final = (signal.SIGTERM, signal.SIGINT)
 """Stay blocked until the worker has its handlers, so that a stop during its start is never lost."""
 
+_FINAL: Final = frozenset(SidecarExit) - {SidecarExit.STOPPED}
+
 log = logging.getLogger(__name__)
 
 
 def run_sidecar(name: str, *, worker: str, stop_timeout_s: float = 10.0) -> int:
     """Runs `python -m <worker>` until SIGTERM or SIGINT; the result is this process's exit code.
 
-    0 when the worker stopped cleanly on request; 78 when it found its settings unusable (no restart would help);
-    137 when it had to be killed `stop_timeout_s` seconds after the request.
+    0 when the worker stopped cleanly on request; the worker's own when it is one of SidecarExit, which say that no
+    restart from here would help; 137 when it had to be killed `stop_timeout_s` seconds after the request.
     """
     os.umask(UMASK)
     logs.configure(name, os.environ)
@@ -80,6 +84,7 @@ class _Init:
         self._kill_at: float | None = None
         """Set once a stop was asked for."""
         self._quick_deaths = 0
+        self._restarts = 0
 
     def run(self) -> int:
         while True:
@@ -97,7 +102,7 @@ class _Init:
             if result is not None:
                 return result
             if self._kill_at is not None and self._worker is None:
-                return ExitCode.COMPLETE
+                return SidecarExit.STOPPED
 
     def _wait_s(self) -> float:
         due = [at for at in (self._start_at, self._kill_at) if at is not None]
@@ -110,7 +115,7 @@ class _Init:
         self._worker = os.posix_spawn(
             self._command[0],
             self._command,
-            self._environ,
+            {**self._environ, RESTARTS: str(self._restarts)},
             setsigmask=_HELD_FOR_WORKER,
             setsigdef=sorted(_WATCHED),
         )
@@ -142,9 +147,10 @@ class _Init:
         meaning = code if code >= 0 else 128 - code
         if self._kill_at is not None:
             return meaning
-        if meaning == ExitCode.CONFIG:
-            log.error("worker cannot use its settings (exit code %d): no restart would help", meaning)
+        if meaning in _FINAL:
+            log.error("worker ended with %d (%s): no restart from here would help", meaning, SidecarExit(meaning).name)
             return meaning
+        self._restarts += 1
         lived_s = self._clock() - self._started_at
         self._quick_deaths = 1 if lived_s >= HEALTHY_AFTER_S else self._quick_deaths + 1
         delay_s = restart_delay_s(self._quick_deaths)

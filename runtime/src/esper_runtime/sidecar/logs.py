@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from esper_leyline import env
+from esper_leyline.incidents import FIELD
 
 MAX_MESSAGE: Final = 4096
 """Characters of a message or traceback that are kept."""
@@ -22,10 +23,21 @@ def configure(component: str, environ: Mapping[str, str]) -> None:
     if environ.get(env.LOG_FORMAT, "text") == "json":
         handler.setFormatter(JsonFormatter(component))
     else:
-        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {component}: %(message)s", "%H:%M:%S"))
+        handler.setFormatter(TextFormatter(component))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people; the incident that it is about stands at its end."""
+
+    def __init__(self, component: str) -> None:
+        super().__init__(f"%(asctime)s %(levelname)-7s {component}: %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        incident = getattr(record, FIELD, "")
+        return super().formatMessage(record) + (f" [{FIELD} {incident}]" if incident else "")
 
 
 class JsonFormatter(logging.Formatter):

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from esper_leyline import contracts
 from esper_leyline.v1.command_pb2 import (
     AdaptationCommand,
     CommandOptimizerAdjustment,
@@ -16,7 +17,6 @@ from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
 
 from esper_runtime.tamiyo.policy import POLICY_VERSION, Action, Decision, Facts
 
-VERSION: Final = 1
 MAX_RATIONALE_BYTES: Final = 256
 
 COMMAND_TYPES: Final = {
@@ -40,7 +40,7 @@ def facts_of(packet: SystemStatePacket) -> Facts:
 def command_of(decision: Decision, packet: SystemStatePacket, *, command_id: str) -> AdaptationCommand:
     """The command for `packet`, which it echoes. Issued now by the wall clock, which is for people only."""
     command = AdaptationCommand(
-        version=VERSION,
+        version=contracts.VERSION,
         command_id=command_id,
         command_type=COMMAND_TYPES[decision.action],
         issued_by="tamiyo",

@@ -4,19 +4,20 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import grpc
+from esper_leyline import contracts
+from esper_leyline.metrics import tamiyo as names
 from esper_leyline.signing import SigningKey, sign_command
 from esper_leyline.v1.command_pb2 import CommandType, RiskReason, SignedCommand
 from esper_leyline.v1.command_pb2_grpc import TamiyoPolicyServiceServicer
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
-from esper_runtime.tamiyo.command import VERSION, command_of, facts_of
+from esper_runtime.sidecar.metrics import Exporter
+from esper_runtime.tamiyo.command import command_of, facts_of
 from esper_runtime.tamiyo.policy import Action, Decision, Memory, PolicyConfig, advance
-
-MAX_PACKET_ID: Final = 64
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +26,12 @@ class Metrics:
     """What Tamiyo counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.decisions = Counter(
-            "esper_tamiyo_decisions", "Decisions, by command type.", ["command_type"], registry=registry
-        )
-        self.refused = Counter("esper_tamiyo_refused_packets", "State packets not answered.", registry=registry)
-        self.conservative = Gauge("esper_tamiyo_conservative_mode", "1 in conservative mode.", registry=registry)
-        self.validation = Gauge("esper_tamiyo_best_validation", "Best value judged by so far.", registry=registry)
-        self.latency = Histogram(
-            "esper_tamiyo_inference_seconds",
-            "Time to decide and sign.",
-            buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.012, 0.1),
-            registry=registry,
-        )
+        make = Exporter(registry)
+        self.decisions = make.counter(names.DECISIONS)
+        self.refused = make.counter(names.REFUSED)
+        self.conservative = make.gauge(names.CONSERVATIVE)
+        self.validation = make.gauge(names.BEST)
+        self.latency = make.histogram(names.INFERENCE)
 
 
 class TamiyoService(TamiyoPolicyServiceServicer):
@@ -46,7 +41,7 @@ class TamiyoService(TamiyoPolicyServiceServicer):
         self,
         *,
         run_uid: str,
-        key: SigningKey,
+        key: Callable[[], SigningKey],
         metrics: Metrics,
         config: PolicyConfig | None = None,
         new_command_id: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -57,6 +52,11 @@ class TamiyoService(TamiyoPolicyServiceServicer):
         self._config = config or PolicyConfig()
         self._new_command_id = new_command_id
         self._memory = Memory()
+        self._halted = False
+
+    def halt(self, halted: bool) -> None:
+        """While the run is halted nothing is decided."""
+        self._halted = halted
 
     async def Evaluate(self, request: SystemStatePacket, context: grpc.aio.ServicerContext[Any, Any]) -> SignedCommand:
         refusal = self._refusal(request)
@@ -65,28 +65,31 @@ class TamiyoService(TamiyoPolicyServiceServicer):
             await context.abort(*refusal)
         started = time.perf_counter()
         before = self._memory
-        self._memory, decision = advance(before, facts_of(request), self._config)
+        if self._halted:
+            decision = Decision(
+                action=Action.NO_OPERATION,
+                risk=before.risk,
+                conservative=before.conservative,
+                rationale="the run is halted",
+            )
+        else:
+            self._memory, decision = advance(before, facts_of(request), self._config)
         command = command_of(decision, request, command_id=self._new_command_id())
-        signed = sign_command(command, run_uid=self._run_uid, key=self._key)
+        signed = sign_command(command, run_uid=self._run_uid, key=self._key())
         self._metrics.latency.observe(time.perf_counter() - started)
         self._record(before, decision, command.command_type)
         return signed
 
     def _refusal(self, packet: SystemStatePacket) -> tuple[grpc.StatusCode, str] | None:
-        if packet.version != VERSION:
-            return (
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"version is {packet.version}; this Tamiyo reads {VERSION}: use images of the same release",
-            )
+        try:
+            contracts.check(packet)
+        except contracts.ContractError as error:
+            remedy = ": use images of the same release" if error.wrong_version else ""
+            return grpc.StatusCode.INVALID_ARGUMENT, f"{error}{remedy}"
         if packet.training_run_id != self._run_uid:
             return (
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"training_run_id is {packet.training_run_id[:64]!r}; this Tamiyo serves {self._run_uid!r}",
-            )
-        if not 0 < len(packet.packet_id) <= MAX_PACKET_ID:
-            return (
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"packet_id has {len(packet.packet_id)} characters; send the one that Kasmina's OpenBoundary gave",
             )
         return None
 

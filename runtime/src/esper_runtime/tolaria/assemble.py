@@ -98,7 +98,9 @@ def lay_out(place: Place, config: RunConfig) -> Bench:
     clock.at_least(max(facts.state.rollback_times, default=0.0))
     metrics = Metrics(place.run_dir)
     record = _record(place, store, metrics)
-    events = Events(place.run_dir, counters=facts.counters, heart=heart, record=record)
+    events = Events(
+        place.run_dir, counters=facts.counters, heart=heart, record=record, new_incident=place.incidents().__next__
+    )
     stability = Standing(
         facts=facts, events=events, metrics=metrics, run_seconds=clock.seconds, restarted=place.trainer_start > 1
     )

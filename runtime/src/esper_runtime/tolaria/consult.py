@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Final
 
-from esper_leyline.events import RunEvent
+from esper_leyline.events import Level, RunEvent
 from esper_leyline.labels import KASMINA, TAMIYO
-from esper_leyline.reasons import CommandRejection, RunReason
+from esper_leyline.reasons import SUSPECT_COMMANDS, CommandRejection, RunReason
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
 
 from esper_runtime.checkpoint.wal import Kind
@@ -46,7 +46,11 @@ class Consult:
         for part in GUARDED:
             self.standing.allows(part)
         self._asked_of = handshake.signs_of_life()
-        return handshake.exchange(packet)
+        result = handshake.exchange(packet)
+        if result.unasked:
+            for part in GUARDED:
+                self.standing.give_back(part)
+        return result
 
     def _look_for_repairs(self, handshake: Handshake) -> None:
         """A new process behind the socket of a silent sidecar is worth a probe before the window is over."""
@@ -84,9 +88,9 @@ class Consult:
         """Tells of refused commands and of silence."""
         for rejection in result.rejections:
             self.facts.record(Kind.REJECTED_COMMAND, reason=rejection)
-            message = f"Kasmina refused a command of Tamiyo: {rejection}"
-            late = RunEvent.COMMAND_EXPIRED if rejection is CommandRejection.STALE_COMMAND else None
-            self.events.notice(RunReason.COMMAND_REJECTED, message, warning=True, name=late)
+            message = f"a command of Tamiyo was refused: {rejection}"
+            late = RunEvent.COMMAND_EXPIRED if rejection is CommandRejection.EXPIRED else None
+            self.events.notice(RunReason.COMMAND_REJECTED, message, warning=True, name=late, level=_level_of(rejection))
         silent = {silence.component for silence in result.silent}
         for silence in result.silent:
             if silence.timed_out:
@@ -96,3 +100,9 @@ class Consult:
         if silent:
             for name in SIDECARS.keys() - result.heard - silent:
                 self.standing.give_back(SIDECARS[name])  # nobody came to ask it
+
+
+def _level_of(rejection: CommandRejection) -> Level:
+    if rejection in SUSPECT_COMMANDS:
+        return Level.CRITICAL
+    return Level.WARNING if rejection is CommandRejection.HALTED else Level.ERROR

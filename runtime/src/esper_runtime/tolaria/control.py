@@ -6,14 +6,15 @@ attempt are ignored. A halt that is in force when the process starts is honoured
 
 import signal
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from esper_leyline import paths
 from esper_leyline.exitcodes import ExitCode
-from esper_leyline.pages import EMERGENCY_ORDER_WORD, EmergencyRecord, Page, PageError
+from esper_leyline.pages import EMERGENCY_ORDER_WORD, EmergencyPage, EmergencyRecord, PageError
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import (
@@ -64,7 +65,9 @@ class Control:
         self._step = step
         self._save = save
         self._sleep = sleep
-        self._page: Page | None = None
+        self._page: EmergencyPage | None = None
+        self._waiting: deque[EmergencyRecord] = deque()
+        """Read and not yet obeyed, in order; as many as the page's ring holds."""
         self._words: memoryview | None = None
         self._look_again = 0.0
         self._order = 0
@@ -81,8 +84,7 @@ class Control:
         """Freezes as long as it must; an Outcome when training has to end here."""
         if self._words is None:
             self._open()
-        words = self._words
-        if words is not None and words[EMERGENCY_ORDER_WORD] != self._order:
+        if self._words is not None and self._news():
             outcome = self._obey()
             if outcome is not None:
                 return outcome
@@ -94,24 +96,50 @@ class Control:
             return
         self._look_again = now + REOPEN_S
         try:
-            self._page = Page.open(self._path)
+            page = EmergencyPage.open(self._path)
+            standing = page.standing(self._identity.attempt)
         except PageError:
-            return  # weatherlight has not made it yet
-        self._words = self._page.words
+            return  # weatherlight has not made it yet, or is writing
+        self._page, self._words = page, page.page.words
+        if standing:
+            self._take(standing)
+
+    def _news(self) -> bool:
+        """Whether there is a signal that was not obeyed yet. One word of memory when there is none."""
+        assert self._words is not None
+        return self._words[EMERGENCY_ORDER_WORD] != self._order or bool(self._waiting)
 
     def _record(self) -> EmergencyRecord | None:
-        """The page's record if it is news for this attempt."""
+        """The next signal for this attempt."""
+        self._read()
+        while self._waiting:
+            record = self._waiting.popleft()
+            lift = next((one for one in self._waiting if one.clear and one.signal_id == record.signal_id), None)
+            if record.clear or lift is None:
+                return record
+            self._waiting.remove(lift)
+            self._lifted(record, lift)
+        return None
+
+    def _read(self) -> None:
         assert self._page is not None
         try:
-            record = EmergencyRecord.of(self._page.read())
+            records = self._page.since(self._order)
         except PageError:
-            return None  # half written: its order word still differs, so it is read again
-        if record is None or record.order == self._order:
-            return None
-        self._order = record.order
-        if record.attempt not in (0, self._identity.attempt):
-            return None
-        return record
+            return  # half written: its order word still differs, so it is read again
+        if records:
+            self._take(records)
+
+    def _take(self, records: Sequence[EmergencyRecord]) -> None:
+        self._order = records[-1].order
+        self._waiting += [one for one in records if one.attempt in (0, self._identity.attempt)]
+
+    def _lifted(self, record: EmergencyRecord, lift: EmergencyRecord) -> None:
+        """A signal that was taken back before it could act is answered all the same, and so is what took it back."""
+        for one, stage in ((record, ACK_STAGE_SEEN), (lift, ACK_STAGE_DONE)):
+            self._heart.order = one.order
+            with self._events.incident(one.signal_id):
+                self._ack(one, stage)
 
     def _obey(self) -> Outcome | None:
         record = self._record()
@@ -119,10 +147,11 @@ class Control:
             return None
         while True:
             self._heart.order = record.order
-            self._ack(record, ACK_STAGE_SEEN)
-            if record.mode != EMERGENCY_MODE_FREEZE:
-                return self._stop(record)
-            following = self._freeze(record)
+            with self._events.incident(record.signal_id):
+                self._ack(record, ACK_STAGE_SEEN)
+                if record.mode != EMERGENCY_MODE_FREEZE:
+                    return self._stop(record)
+                following = self._freeze(record)
             if following is None:
                 return None
             record = following
@@ -152,8 +181,7 @@ class Control:
         while not self._terminate:
             self._heart.beat()
             self._sleep(FROZEN_POLL_S)
-            assert self._words is not None
-            news = self._record() if self._words[EMERGENCY_ORDER_WORD] != self._order else None
+            news = self._record() if self._news() else None
             if news is None:
                 continue
             if not news.clear:

@@ -71,7 +71,7 @@ class Checkpoints:
         self._monotonic = monotonic
         self._metrics = metrics or Metrics(None)
         self._stability = stability or Calm()
-        self._copies = HostCopies()
+        self._copies = HostCopies(limit=store.max_file_bytes)
         self._due_at: float | None = None
         self._owed = False
         """A save fell due that has not been handed over: the disk was busy, or the state was not known to be good."""

@@ -7,6 +7,7 @@ The gradients of joined tensors are gathered into one buffer; those of a large o
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -99,6 +100,8 @@ class Flat:
         self.pieces = tuple(piece for part in self._parts for piece in part.pieces)
         self._moments: dict[str, Tensor] = {}
         """Per-element state of the whole arena; that of a piece is a view of it."""
+        self._placed: dict[str, tuple[list[Tensor], list[int]]] = {}
+        """The views that were seen to be in place, and where: asked for at every snapshot, and hardly ever changed."""
 
     # Gradients
 
@@ -123,7 +126,7 @@ class Flat:
         """The optimizer's state of this arena: per-element values in the arena's own layout, numbers once."""
         first = states.get(self.pieces[0].parameter)
         if not first:
-            self._moments.clear()
+            self._forget()
             return {}
         return {
             key: self._joined(key, states) if isinstance(value, Tensor) and key not in SCALARS else value
@@ -134,12 +137,16 @@ class Flat:
         """Moves the moments of all pieces into one buffer, unless they are there already."""
         parts = [states[piece.parameter][key] for piece in self.pieces]
         whole = self._moments.get(key)
+        placed, where = self._placed.get(key, ([], []))
+        if whole is not None and placed and all(map(is_, parts, placed)) and _addresses(parts) == where:
+            return whole
         if whole is None or whole.dtype != parts[0].dtype:
             whole = self._moments[key] = self._buffer(parts[0].dtype)
-        for piece, part in zip(self.pieces, parts, strict=True):
+        for index, (piece, part) in enumerate(zip(self.pieces, parts, strict=True)):
             place = whole[piece.begin : piece.end]
             if part.data_ptr() != place.data_ptr():
-                states[piece.parameter][key] = place.copy_(part)
+                states[piece.parameter][key] = parts[index] = place.copy_(part)
+        self._placed[key] = parts, _addresses(parts)
         return whole
 
     def _buffer(self, dtype: torch.dtype) -> Tensor:
@@ -148,7 +155,7 @@ class Flat:
     def put_state(self, states: dict[Tensor, State], found: State) -> None:
         """Replaces the optimizer's state by `found`, which `state` gave. What is empty is as if no step was made."""
         if not found:
-            self._moments.clear()
+            self._forget()
             for piece in self.pieces:
                 states.pop(piece.parameter, None)
             return
@@ -160,7 +167,7 @@ class Flat:
                 fresh[key] = self._buffer(value.dtype) if old is None or old.dtype != value.dtype else old
                 if fresh[key] is not value:
                     fresh[key].copy_(value)
-        self._moments = fresh
+        self._moments, self._placed = fresh, {}
         for piece in self.pieces:
             states[piece.parameter] = {
                 key: fresh[key][piece.begin : piece.end] if key in fresh else own(value) for key, value in found.items()
@@ -171,8 +178,15 @@ class Flat:
         found = self.state(states)
         for piece in self.pieces:
             states.pop(piece.parameter, None)
-        self._moments = {}
+        self._forget()
         return found
+
+    def _forget(self) -> None:
+        self._moments, self._placed = {}, {}
+
+
+def _addresses(tensors: list[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 def split_state(arena: Arena, state: Mapping[str, Any]) -> list[dict[str, Any]]:

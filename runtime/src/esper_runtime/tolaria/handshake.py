@@ -6,18 +6,23 @@
     counters.rejected_commands += len(result.rejections)
     if result.command is not None: act on it      # verified; NO_OPERATION is a command too; None = train on
 
-The calls run in a thread that lives for one boundary, over channels that do too. So a sidecar that came back is found
-at the next boundary without any back-off, and between boundaries no gRPC thread or channel is there that a fork of
-loader workers could break (unless an answer is late: see `idle`). After the soft deadline training goes on; the
-answer, when it comes within the hard deadline, is used at the next boundary. While one is awaited no other is asked.
-Who asks at all, the breakers decide; `collect` is for boundaries at which nobody may be asked.
+The calls run in a thread of their own, which stays, as do the channels while all goes well: a new one of either costs
+page faults at every boundary. After any failure, and when another process listens at a socket, the next boundary has
+new channels, so that a sidecar that came back is found without any back-off. Before a fork of this process the channels
+are closed, for the child could not (unless an answer is late: see `idle`). After the soft deadline training goes on;
+the answer, when it comes within the hard deadline, is used at the next boundary. While one is awaited no other is
+asked. Who asks at all, the breakers decide; `collect` is for boundaries at which nobody may be asked.
 """
 
+import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final
 
 from esper_leyline.labels import KASMINA, TAMIYO
@@ -33,6 +38,7 @@ from esper_runtime.tolaria import rpc
 SOFT_DEADLINE_S: Final = 0.012
 HARD_DEADLINE_S: Final = 2.0
 PACKET_VERSION: Final = 1
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +81,8 @@ class BoundaryResult:
     silent: tuple[Silence, ...]
     """Calls since the last result that brought no answer."""
     timings: Timings
+    unasked: bool = False
+    """There was no thread to ask in."""
 
 
 class Boundary:
@@ -91,7 +99,10 @@ class Boundary:
         hard_deadline_s: float = HARD_DEADLINE_S,
     ) -> None:
         """`restarted`: an earlier trainer may have reported a sidecar as degraded, so the first answer is a change."""
-        self._sockets = _Sockets(kasmina=run_dir / KASMINA_SOCKET, tamiyo=run_dir / TAMIYO_SOCKET)
+        self._sockets = {KASMINA: run_dir / KASMINA_SOCKET, TAMIYO: run_dir / TAMIYO_SOCKET}
+        self._speaker = _Speaker(
+            _Lines(rpc.Line(self._sockets[KASMINA], rpc.kasmina), rpc.Line(self._sockets[TAMIYO], rpc.tamiyo))
+        )
         self._run_uid = run_uid
         self._attempt = attempt
         self._soft_deadline_s = soft_deadline_s
@@ -100,12 +111,12 @@ class Boundary:
         self._degraded: dict[str, bool | None] = {KASMINA: assumed, TAMIYO: assumed}
         self._awaited: _Conversation | None = None
         self._newest: _Conversation | None = None
-        rpc.warm_up(self._sockets.kasmina)
+        rpc.warm_up(self._sockets[KASMINA])
 
     @property
     def idle(self) -> bool:
         """No conversation is going on, so that forking is safe."""
-        return self._newest is None or not self._newest.running
+        return self._newest is None or self._newest.over
 
     @property
     def degraded(self) -> frozenset[str]:
@@ -119,7 +130,7 @@ class Boundary:
 
     def signs_of_life(self) -> dict[str, tuple[int, int]]:
         """Identity of each sidecar's socket; another one than before means that a new process serves it."""
-        return {KASMINA: _identity(self._sockets.kasmina), TAMIYO: _identity(self._sockets.tamiyo)}
+        return {name: rpc.listener_at(socket) for name, socket in self._sockets.items()}
 
     def exchange(self, packet: SystemStatePacket) -> BoundaryResult:
         """One boundary, held for the soft deadline at most. `packet` stays as it is; version, run and id are ours."""
@@ -128,10 +139,14 @@ class Boundary:
             return self._result((), None, started)
         earlier = self._awaited
         asked = _Conversation(
-            _addressed(packet, self._run_uid), self._sockets, attempt=self._attempt, deadline_s=self._hard_deadline_s
+            _addressed(packet, self._run_uid),
+            self._speaker.lines,
+            attempt=self._attempt,
+            deadline_s=self._hard_deadline_s,
         )
+        if not self._speaker.begin(asked):
+            return replace(self.collect(), unasked=True)
         self._newest = asked
-        asked.start()
         asked.done.wait(self._soft_deadline_s - (time.perf_counter() - started))
         answered = asked.done.is_set()
         self._awaited = None if answered else asked
@@ -148,10 +163,11 @@ class Boundary:
         return self._result((earlier,), None, started)
 
     def close(self) -> None:
-        """Gives up on an answer that is still awaited."""
+        """Gives up on an answer that is still awaited, and leaves no thread and no channel."""
         if self._awaited is not None:
             self._awaited.cancel()
             self._awaited = None
+        self._speaker.end()
 
     def _result(
         self, ended: tuple["_Conversation", ...], asked: "_Conversation | None", started: float
@@ -195,12 +211,6 @@ class Boundary:
         return changes
 
 
-@dataclass(frozen=True, slots=True)
-class _Sockets:
-    kasmina: Path
-    tamiyo: Path
-
-
 @dataclass(slots=True)
 class _Outcome:
     """How a conversation ended; written by its thread, read by the trainer once `done` is set."""
@@ -214,41 +224,127 @@ class _Outcome:
     answered: set[str] = field(default_factory=set)
 
 
-class _Conversation:
-    """OpenBoundary, Evaluate, SubmitCommand, one after the other in a thread of its own."""
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    kasmina: rpc.Line
+    tamiyo: rpc.Line
 
-    def __init__(self, packet: SystemStatePacket, sockets: _Sockets, *, attempt: int, deadline_s: float) -> None:
+    def close(self) -> None:
+        self.kasmina.close()
+        self.tamiyo.close()
+
+
+class _Thread:
+    """Holds conversations, one after the other, until it is told None or one breaks."""
+
+    def __init__(self) -> None:
+        self.next: SimpleQueue[_Conversation | None] = SimpleQueue()
+        self.busy = threading.Lock()
+        self._broken = False
+        # A daemon, so that an unanswered call does not keep a trainer that wants to end.
+        self._thread = threading.Thread(target=self._run, name="boundary", daemon=True)
+        self._thread.start()
+
+    @property
+    def usable(self) -> bool:
+        """To be asked when no conversation goes on."""
+        return self._thread.is_alive() and not self._broken
+
+    def join(self) -> None:
+        self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        while (conversation := self.next.get()) is not None:
+            self._broken = True  # if it does not end as it should: a mistake of our own, which must be seen
+            try:
+                with self.busy:
+                    conversation.hold()
+                self._broken = False
+            finally:
+                conversation.over = True
+                conversation.done.set()
+
+
+class _Speaker:
+    """Sees to it that there is a thread for conversations, and that it ends with its owner."""
+
+    def __init__(self, lines: _Lines) -> None:
+        self.lines = lines
+        self._thread: _Thread | None = None
+        self._refused = False
+        _speakers.add(self)
+
+    def begin(self, conversation: "_Conversation") -> bool:
+        """After the last one is done. False at a limit of threads; the next call tries again."""
+        if self._thread is None or not self._thread.usable:
+            try:
+                self._thread = _Thread()
+            except RuntimeError as error:
+                self._refuse(error)
+                return False
+        self._refused = False
+        self._thread.next.put(conversation)
+        return True
+
+    def _refuse(self, error: RuntimeError) -> None:
+        if not self._refused:
+            log.warning("no thread to ask Tamiyo in, training goes on without its word: %s", error)
+        self._thread, self._refused = None, True
+
+    def end(self) -> None:
+        """The next conversation has a new thread."""
+        thread, self._thread = self._thread, None
+        self.lines.close()
+        if thread is not None:
+            thread.next.put(None)
+            thread.join()
+
+    def hang_up(self) -> None:
+        """Closes the lines, unless they are in use."""
+        thread = self._thread
+        if thread is not None and thread.busy.acquire(blocking=False):
+            self.lines.close()
+            thread.busy.release()
+
+    def __del__(self) -> None:
+        if self._thread is not None:
+            self._thread.next.put(None)
+
+
+class _Conversation:
+    """OpenBoundary, Evaluate, SubmitCommand, one after the other."""
+
+    def __init__(self, packet: SystemStatePacket, lines: _Lines, *, attempt: int, deadline_s: float) -> None:
         self.done = threading.Event()
+        self.over = False
+        """Nothing of it goes on any more."""
         self.outcome = _Outcome()
         self.took_ms: dict[str, float] = {}
         self.started = time.monotonic()
         self._packet = packet
-        self._sockets = sockets
+        self._lines = lines
         self._attempt = attempt
         self._deadline = self.started + deadline_s
-        self._channels: list[rpc.Channel] = []
         self._cancelled = False
-        # A daemon, so that an unanswered call does not keep a trainer that wants to end.
-        self._thread = threading.Thread(target=self._run, name="boundary", daemon=True)
-
-    @property
-    def running(self) -> bool:
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        self._thread.start()
 
     def cancel(self) -> None:
-        """Ends the calls at once and waits for the thread, which has then nothing left to wait for."""
+        """Ends the calls at once."""
         self._cancelled = True
-        for channel in tuple(self._channels):
-            channel.close()
-        self._thread.join(timeout=1.0)
+        self._lines.close()
 
-    def _run(self) -> None:
+    def hold(self) -> None:
+        sound = False
+        try:
+            sound = self._asked()
+        finally:
+            if not sound:
+                self._lines.close()
+
+    def _asked(self) -> bool:
+        """Whether the lines are as good as before."""
         component = KASMINA
         try:
-            kasmina = rpc.kasmina(self._channel(self._sockets.kasmina))
+            kasmina = self._opened(self._lines.kasmina)
             packet = self._packet
             opening = OpenBoundaryRequest(
                 run_uid=packet.training_run_id,
@@ -259,7 +355,7 @@ class _Conversation:
             packet.packet_id = self._call("open", kasmina.OpenBoundary, opening).packet_id
             self.outcome.answered.add(KASMINA)
             component = TAMIYO
-            tamiyo = rpc.tamiyo(self._channel(self._sockets.tamiyo))
+            tamiyo = self._opened(self._lines.tamiyo)
             signed = self._call("evaluate", tamiyo.Evaluate, packet)
             self.outcome.answered.add(TAMIYO)
             component = KASMINA
@@ -270,21 +366,19 @@ class _Conversation:
             self.outcome.failed = component
             self.outcome.message = rpc.explained(component, error)
             self.outcome.timed_out = rpc.timed_out(error)
+            return False
         except ValueError:
             # grpc's word for a call on a closed channel. Anything else is our own mistake and must be seen.
             if not self._cancelled:
                 raise
-        finally:
-            self.done.set()
-            for channel in self._channels:
-                channel.close()
+            return False
+        return True
 
-    def _channel(self, socket: Path) -> rpc.Channel:
-        channel = rpc.channel(socket)
-        self._channels.append(channel)
+    def _opened(self, line: rpc.Line) -> Any:
+        stub = line.open()
         if self._cancelled:
-            channel.close()
-        return channel
+            line.close()
+        return stub
 
     def _call(self, part: str, method: Callable[..., Any], request: Any) -> Any:
         started = time.perf_counter()
@@ -303,6 +397,17 @@ class _Conversation:
             self.outcome.rejection = CommandRejection.MALFORMED
 
 
+_speakers: "weakref.WeakSet[_Speaker]" = weakref.WeakSet()
+
+
+def _hang_up() -> None:
+    for speaker in tuple(_speakers):
+        speaker.hang_up()
+
+
+os.register_at_fork(before=_hang_up)
+
+
 def _addressed(packet: SystemStatePacket, run_uid: str) -> SystemStatePacket:
     copy = SystemStatePacket()
     copy.CopyFrom(packet)
@@ -318,20 +423,11 @@ def _usable(conversation: _Conversation, outcome: _Outcome) -> tuple[CommandReje
     if command is None or not command.execution_deadline_ms:
         return outcome.rejection, command
     age_ms = (time.monotonic() - conversation.started) * 1000.0
-    return (None, command) if age_ms <= command.execution_deadline_ms else (CommandRejection.STALE_COMMAND, None)
+    return (None, command) if age_ms <= command.execution_deadline_ms else (CommandRejection.EXPIRED, None)
 
 
 def _silence(outcome: _Outcome) -> Silence:
     return Silence(component=outcome.failed, timed_out=outcome.timed_out, message=outcome.message)
-
-
-def _identity(socket: Path) -> tuple[int, int]:
-    """(inode, time of its last change); zeros when there is none."""
-    try:
-        found = socket.stat()
-    except OSError:
-        return 0, 0
-    return found.st_ino, found.st_ctime_ns
 
 
 def _acts(command: AdaptationCommand) -> bool:

@@ -57,6 +57,8 @@ class Judge:
         self._norms = NormStatistics()
         self._began = 0
         """The first of the suspect steps since the last good one; 0 when there is none."""
+        self.norm = math.nan
+        """L2, of the last gradient that was finite."""
 
     def configure(self, health: Health) -> None:
         """New limits; what is known stays."""
@@ -83,7 +85,8 @@ class Judge:
         if not math.isfinite(squared_norm) and not all_finite():
             message = f"the gradient of step {step} has values that are not finite"
             return self._not_finite(step, RunReason.NON_FINITE_GRADIENT, message)
-        gradient = self._gradient(step, loss, math.sqrt(squared_norm))
+        self.norm = norm = math.sqrt(squared_norm)
+        gradient = self._gradient(step, loss, norm)
         spike = self._spike(step, loss)
         if gradient is GOOD and spike is GOOD:
             self._began = 0

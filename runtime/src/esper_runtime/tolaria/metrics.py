@@ -86,7 +86,8 @@ class Metrics:
         draft.replace(self._path)
 
     def render(self) -> str:
-        """Prometheus text, in the catalogue's order."""
+        """Prometheus text, in the catalogue's order. Counters are there from the start, so that increase() sees the
+        first event; those whose label values are not known beforehand appear with it."""
         lines: list[str] = []
         for metric in TOLARIA:
             body = self._histogram(metric) if metric.kind is MetricKind.HISTOGRAM else self._plain(metric)
@@ -96,7 +97,9 @@ class Metrics:
         return "".join(f"{line}\n" for line in lines)
 
     def _plain(self, metric: Metric) -> list[str]:
-        values = self._values.get(metric.name, {})
+        counter = metric.kind is MetricKind.COUNTER
+        begun = dict.fromkeys(metric.known or (() if metric.labels else ((),)), 0.0) if counter else {}
+        values = {**begun, **self._values.get(metric.name, {})}
         return [f"{metric.prometheus}{_braces(metric.labels, key)} {value:.17g}" for key, value in values.items()]
 
     def _histogram(self, metric: Metric) -> list[str]:

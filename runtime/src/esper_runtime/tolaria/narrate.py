@@ -4,15 +4,17 @@ Pure. Every event of the trainer has a line; the operator reads the journal, peo
 Messages are for people and decide nothing: what an event's kind, component and reason leave open, its producer names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from esper_leyline.events import Level, RunEvent
+from esper_leyline.events import Level, RunEvent, level_of
+from esper_leyline.incidents import FIELD
 from esper_leyline.labels import KASMINA, TAMIYO
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.common_pb2 import RollbackTier
 from esper_leyline.v1.emergency_pb2 import AckStage
+from esper_leyline.v1.telemetry_pb2 import TelemetryLevel
 
 
 class Told(NamedTuple):
@@ -42,7 +44,12 @@ _NOTICES: dict[str, RunEvent] = {
     RunReason.PROFILER_FAILED: RunEvent.PROFILER_FAILED,
     RunReason.CHECKPOINT_FAILED: RunEvent.CHECKPOINT_FAILED,
 }
-_CRITICAL = frozenset({RunEvent.RESTORE_FAILED})
+_LEVELS = {
+    Level.INFO: TelemetryLevel.TELEMETRY_LEVEL_INFO,
+    Level.WARNING: TelemetryLevel.TELEMETRY_LEVEL_WARNING,
+    Level.ERROR: TelemetryLevel.TELEMETRY_LEVEL_ERROR,
+    Level.CRITICAL: TelemetryLevel.TELEMETRY_LEVEL_CRITICAL,
+}
 _OF_COMPONENT = {
     TAMIYO: RunEvent.TAMIYO_ERROR,
     KASMINA: RunEvent.KASMINA_ERROR,
@@ -50,8 +57,18 @@ _OF_COMPONENT = {
 }
 
 
-def tell(event: pb.RuntimeEvent, name: RunEvent | None = None) -> Iterable[Told]:
-    """Its lines; usually one. `name` is what the producer of a notice or degradation calls it, when it knows better."""
+def tell(event: pb.RuntimeEvent, name: RunEvent | None = None, level: Level | None = None) -> Sequence[Told]:
+    """Its lines; usually one, each with the incident that it is a part of. `name` is what the producer of a notice or
+    degradation calls it, when it knows better; `level` how bad it finds a notice, where the catalogue leaves that
+    open."""
+    lines = _told(event, name, level)
+    if event.incident:
+        for told in lines:
+            told.fields[FIELD] = event.incident
+    return lines
+
+
+def _told(event: pb.RuntimeEvent, name: RunEvent | None, level: Level | None) -> Sequence[Told]:
     match event.WhichOneof("event"):
         case "transition":
             return [_transition(event.transition)]
@@ -70,8 +87,15 @@ def tell(event: pb.RuntimeEvent, name: RunEvent | None = None) -> Iterable[Told]
         case "completion":
             return [_completion(event.completion)]
         case "notice":
-            return [_notice(event.notice, name)]
+            return [_notice(event.notice, name, level)]
     return []
+
+
+def label(event: pb.RuntimeEvent, lines: Sequence[Told]) -> None:
+    """Writes the name and level of its lines into the event: of several the last, which is what it came to."""
+    if lines:
+        event.name = lines[-1].event
+        event.level = _LEVELS[lines[-1].level]
 
 
 def phase(number: int) -> str:
@@ -157,7 +181,7 @@ def _degradation(change: pb.Degradation, name: RunEvent | None) -> Told:
     if not change.degraded:
         return Told(RunEvent.MENDED, Level.INFO, fields)
     name = name or _OF_COMPONENT.get(change.component, RunEvent.DEGRADED)
-    return Told(name, Level.ERROR if name is RunEvent.CHECKPOINT_FAILED else Level.WARNING, fields)
+    return Told(name, level_of(name, Level.WARNING), fields)
 
 
 def _conservative(*, entered: bool, fields: dict[str, Any]) -> Told:
@@ -174,10 +198,9 @@ def _completion(completion: pb.Completion) -> Told:
     return Told(RunEvent.RUN_COMPLETED, Level.INFO, fields)
 
 
-def _notice(notice: pb.Notice, name: RunEvent | None) -> Told:
+def _notice(notice: pb.Notice, name: RunEvent | None, level: Level | None) -> Told:
     fields = {"reason": notice.reason, "message": notice.message}
     if notice.reason == RunReason.CONSERVATIVE_MODE:
         return _conservative(entered=notice.warning, fields=fields)
     name = name or _NOTICES.get(notice.reason, RunEvent.NOTICE)
-    level = Level.CRITICAL if name in _CRITICAL else Level.WARNING if notice.warning else Level.INFO
-    return Told(name, level, fields)
+    return Told(name, level_of(name, level or (Level.WARNING if notice.warning else Level.INFO)), fields)

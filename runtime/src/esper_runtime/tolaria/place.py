@@ -1,10 +1,12 @@
 """Where and as what this trainer process runs: its environment, read once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from esper_leyline import env
+from esper_leyline.incidents import incident_at
 
 from esper_runtime.sidecar.environment import Environment
 
@@ -17,6 +19,7 @@ class Recovering:
     detected_ns: int | None
     """CLOCK_MONOTONIC."""
     step: int | None
+    incident: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,21 @@ class Place:
     incarnation: int
     trainer_start: int
     recovering: Recovering | None
+
+    def incidents(self) -> Iterator[str]:
+        """Names for what goes wrong inside this trainer, one after the other."""
+        here = (self.attempt, self.rank, self.incarnation, self.trainer_start)
+        return (incident_at(self.run_uid, *here, number) for number in count(1))
+
+    @property
+    def recovers_from(self) -> str:
+        """The incident that this start recovers from: the trainer before it in the pod, else the pod, else the attempt
+        before. Of no meaning for a run's first start."""
+        if self.recovering is not None and self.recovering.incident:
+            return self.recovering.incident
+        if self.incarnation > 1:
+            return incident_at(self.run_uid, self.attempt, self.rank, self.incarnation - 1)
+        return incident_at(self.run_uid, self.attempt - 1)
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Place":
@@ -58,5 +76,6 @@ class Place:
                 cause=cause,
                 detected_ns=get.integer(env.RECOVERY_DETECTED_NS) if environ.get(env.RECOVERY_DETECTED_NS) else None,
                 step=get.integer(env.RECOVERY_STEP) if environ.get(env.RECOVERY_STEP) else None,
+                incident=environ.get(env.RECOVERY_INCIDENT, ""),
             ),
         )

@@ -54,6 +54,7 @@ class Publisher:
         if self._monotonic() >= self._due:
             self._due = self._monotonic() + EVERY_S
             self._sample(state)
+            self._tell_norm(state)
             self._watch_record()
             self._write(now=False)
 
@@ -65,6 +66,7 @@ class Publisher:
 
     def epoch_ends(self, state: TrainState) -> None:
         """All batches are trained; validation and the boundary come."""
+        self._tell_norm(state)
         took_s, sums = self._monotonic() - self._epoch_began, state.sums
         if self._steps and took_s > 0:
             self._metrics.set("tolaria.train.step_ms", took_s * 1e3 / self._steps)
@@ -96,6 +98,10 @@ class Publisher:
             return
         self._sample_due = now + max(EVERY_S, now / SAMPLES)
         self._record.append(RunEvent.PROGRESS, step=state.step, loss=state.loss)
+
+    def _tell_norm(self, state: TrainState) -> None:
+        if math.isfinite(state.judge.norm):
+            self._metrics.set("tolaria.grad.norm_l2", state.judge.norm)
 
     def _watch_record(self) -> None:
         trouble = self._record.trouble

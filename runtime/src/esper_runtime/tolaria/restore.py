@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from esper_leyline.events import RunEvent
 from esper_leyline.phases import RestoreOutcome, RollbackTier
 from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import Rollback
@@ -155,7 +156,8 @@ class Tiers:
             metrics.add(f"tolaria.rollback.fast_{'misses' if step is None else 'hits'}_total")
         if outcome is RestoreOutcome.OK:
             return
-        if outcome is RestoreOutcome.DEADLINE_EXCEEDED:
+        late = outcome is RestoreOutcome.DEADLINE_EXCEEDED
+        if late:
             metrics.add("tolaria.rollback.deadline_exceeded_total")
         if step is None:
             metrics.add("tolaria.rollback.failures_total")
@@ -163,4 +165,5 @@ class Tiers:
         message = f"{tier} tier of rollback: {outcome} after {took_ms:.0f} ms"
         if step is not None:
             message += f"; the state of step {step} is verified and in place, and is kept"
-        self._events.notice(RunReason.RESTORE_FAILED, message, warning=True)
+        name = RunEvent.ROLLBACK_DEADLINE if late else RunEvent.RESTORE_FAILED
+        self._events.notice(RunReason.RESTORE_FAILED, message, warning=True, name=name)

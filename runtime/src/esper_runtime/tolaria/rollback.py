@@ -152,10 +152,11 @@ class Rollbacks:
 
     def _act(self, state: TrainState, trouble: Trouble, verdict: Verdict) -> Outcome | None:
         self._suspects.clear()
-        self._stability.anomaly(trouble.cause, trouble.message)
-        if verdict.action == "Halt":
-            return self._end(state, trouble, ExitCode.HALTED, trouble.cause, trouble.message)
-        return self.roll_back(state, trouble)
+        with self._events.incident():
+            self._stability.anomaly(trouble.cause, trouble.message)
+            if verdict.action == "Halt":
+                return self._end(state, trouble, ExitCode.HALTED, trouble.cause, trouble.message)
+            return self.roll_back(state, trouble)
 
     def _leave_out(self, state: TrainState, verdict: Verdict) -> None:
         assert verdict.reason is not None
@@ -172,6 +173,10 @@ class Rollbacks:
         TornStateError when the live state is beyond use: the process must end, and a new one starts from memory or
         volume.
         """
+        with self._events.incident():
+            return self._go_back(state, trouble)
+
+    def _go_back(self, state: TrainState, trouble: Trouble) -> Outcome | None:
         began = self._monotonic()
         config = dataclasses.replace(self.config, target=trouble.target) if trouble.target else self.config
         used = self._facts.rollbacks_within(config.window_seconds)

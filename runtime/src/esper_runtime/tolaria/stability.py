@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
+from esper_leyline.events import Level
 from esper_leyline.labels import TOLARIA
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1.common_pb2 import CircuitBreakerState
@@ -287,7 +288,12 @@ class Standing:
             message = (
                 f"still level {self.level} ({levels.name_of(self.level)}), {repeats.count} more causes, the last: "
             )
-            self._events.notice(RunReason.EMERGENCY_LEVEL_RAISED, message + repeats.message, warning=True)
+            self._events.notice(
+                RunReason.EMERGENCY_LEVEL_RAISED,
+                message + repeats.message,
+                warning=True,
+                level=_severity(self.level),
+            )
 
     def _all_quiet(self) -> bool:
         return all(
@@ -328,7 +334,7 @@ class Standing:
         said = f"level {change.after} ({levels.name_of(change.after)})"
         because = f"{change.reason}: {change.message}" if raised else change.message
         message = f"{said} after {change.before}: {because} [{change.id}]"
-        self._events.notice(reason, message, warning=raised)
+        self._events.notice(reason, message, warning=raised, level=_severity(change.after))
         if change.after >= _TOLD_FROM:
             self._degrade(f"{said}: {because}")
         elif change.before >= _TOLD_FROM:
@@ -383,3 +389,8 @@ class Standing:
 
     def _show_breaker(self, part: Part) -> None:
         self._metrics.set("tolaria.breaker.state", self._breakers[part].state, name=part)
+
+
+def _severity(level: int) -> Level:
+    """Of the word that the emergency level has risen: from conservative on it passes everything else on the bus."""
+    return Level.CRITICAL if level >= levels.CONSERVATIVE else Level.WARNING

@@ -104,13 +104,14 @@ class Start:
         if kind is None:
             self._running(RunReason.TRAINING, f"from {self._origin.source}", state)
             return
-        self._events.recovery(self._recovery(kind))
         reason = {
             pb.RECOVERY_KIND_IN_PLACE: RunReason.RESTARTED_IN_PLACE,
             pb.RECOVERY_KIND_POD_REPLACED: RunReason.POD_REPLACED,
             pb.RECOVERY_KIND_NEW_ATTEMPT: RunReason.NEW_ATTEMPT,
         }[kind]
-        self._running(reason, f"from {self._origin.source} at step {self._origin.step}", state)
+        with self._events.incident(self._place.recovers_from):
+            self._events.recovery(self._recovery(kind))
+            self._running(reason, f"from {self._origin.source} at step {self._origin.step}", state)
 
     def _running(self, reason: RunReason, message: str, state: TrainState) -> None:
         if self._heart.phase == pb.RUNTIME_PHASE_STARTING:

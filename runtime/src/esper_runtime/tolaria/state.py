@@ -137,12 +137,18 @@ class TrainState:
 
     def rebind(self) -> None:
         """Takes up buffers that user code has replaced, added or removed instead of changed."""
-        replaced = any(
-            len(now) != len(then) or any(now.get(name) is not buffer for name, buffer in then.items())
-            for now, then in self._watched
-        )
-        if replaced or not all(arena.is_bound() for arena in self._buffers):
+        if self._replaced() or not all(arena.is_bound() for arena in self._buffers):
             self._buffers = self._bind_buffers()
+
+    def _replaced(self) -> bool:
+        """Of every module; most have no buffer, so that a loop is quicker than what is shorter."""
+        for now, then in self._watched:
+            if len(now) != len(then):
+                return True
+            for name, buffer in then.items():
+                if now.get(name) is not buffer:
+                    return True
+        return False
 
     @property
     def buffer_arenas(self) -> tuple[Arena, ...]:

@@ -1,26 +1,30 @@
 """What the trainer tells the rest of the pod: the heartbeat page after every step, events into the journal."""
 
+import logging
 import math
 import os
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from esper_leyline import paths
-from esper_leyline.events import RunEvent
+from esper_leyline.events import Level, RunEvent
+from esper_leyline.incidents import FIELD
 from esper_leyline.journal import JournalWriter
 from esper_leyline.pages import Page
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import EmergencyAck
 
-from esper_runtime.tolaria.narrate import tell
+from esper_runtime.tolaria.narrate import label, tell
 from esper_runtime.tolaria.record import Record
 
 MAX_MESSAGE = 1024
 WRITER = "tolaria"
 _BEAT = struct.Struct("=QQQdQQQ")
 """The words of a Heartbeat; one of them is a float's bits."""
+log = logging.getLogger(__name__)
 
 
 class Heart:
@@ -57,23 +61,47 @@ class Events:
     """Appends RuntimeEvents, each with the run's counters, and tells the run's record of them."""
 
     def __init__(
-        self, run_dir: Path, *, counters: Callable[[], pb.Counters], heart: Heart, record: Record | None = None
+        self,
+        run_dir: Path,
+        *,
+        counters: Callable[[], pb.Counters],
+        heart: Heart,
+        record: Record | None = None,
+        new_incident: Callable[[], str] = str,
     ) -> None:
+        """`new_incident` names what begins here and has no name yet."""
         self._record = record
         self._journal = JournalWriter(run_dir / paths.JOURNAL)
         self._counters = counters
         self._heart = heart
+        self._new_incident = new_incident
+        self._incident = ""
 
-    def append(self, event: pb.RuntimeEvent, name: RunEvent | None = None) -> None:
-        """`name`: in the record, where the event itself leaves several."""
+    @contextmanager
+    def incident(self, name: str = "") -> Iterator[None]:
+        """What is told meanwhile is part of that incident; without a name, of the present one or else of a new one."""
+        before = self._incident
+        self._incident = name or before or self._new_incident()
+        try:
+            yield
+        finally:
+            self._incident = before
+
+    def append(self, event: pb.RuntimeEvent, name: RunEvent | None = None, level: Level | None = None) -> None:
+        """`name` and `level`: in the record and on the bus, where the event itself leaves several."""
         event.writer = WRITER
         event.monotonic_ns = time.monotonic_ns()
         if not event.HasField("time"):
             event.time.GetCurrentTime()
         event.counters.CopyFrom(self._counters())
+        event.incident = self._incident
+        lines = tell(event, name, level)
+        label(event, lines)
         self._journal.append(event)
+        if event.incident:
+            log.warning("%s", event.name, extra={FIELD: event.incident, "step": self._heart.step})
         if self._record is not None:
-            for told in tell(event, name):
+            for told in lines:
                 step = self._heart.step if told.step is None else told.step
                 self._record.append(told.event, step=step, level=told.level, **told.fields)
 
@@ -96,9 +124,17 @@ class Events:
         self._heart.phase = to
         self._heart.beat()
 
-    def notice(self, reason: str, message: str, *, warning: bool = False, name: RunEvent | None = None) -> None:
+    def notice(
+        self,
+        reason: str,
+        message: str,
+        *,
+        warning: bool = False,
+        name: RunEvent | None = None,
+        level: Level | None = None,
+    ) -> None:
         notice = pb.Notice(reason=reason, message=message[:MAX_MESSAGE], warning=warning)
-        self.append(pb.RuntimeEvent(notice=notice), name)
+        self.append(pb.RuntimeEvent(notice=notice), name, level)
 
     def degradation(self, component: str, *, degraded: bool, reason: str, message: str) -> None:
         self.degraded(

@@ -18,6 +18,7 @@ from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import RunConfig, RunConfigError, parse
 
 from esper_runtime.checkpoint import CheckpointDirError, CheckpointError, NoValidCheckpointError
+from esper_runtime.sidecar import logs
 from esper_runtime.sidecar.environment import SettingsError
 from esper_runtime.tolaria import rpc
 from esper_runtime.tolaria.assemble import Bench, assemble, build, lay_out, seed_for
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 def main() -> int:
     """Runs to an exit code."""
     os.umask(paths.UMASK)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure("trainer", os.environ)
     try:
         place = Place.read(os.environ)
         config = parse(place.config_file.read_text(encoding="utf-8"))

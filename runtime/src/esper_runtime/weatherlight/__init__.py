@@ -6,5 +6,6 @@ the newest one to the emergency page. It decides nothing, and the trainer never 
 
 Read in this order: `reports` (events to reports), `reportlog` (what survives), `recorder` (numbered, signed, kept),
 `tail` (the journal), `signals` (which signal counts), `emergency` (signal to page), `link` (the supervisor), `outlet`
-(reports to Oona and HTTP), `worker` (assembly).
+(reports to Oona and HTTP), `telemetry` and `coalesce` (events to Oona), `bus` (the connection), `watch` and `mode`
+(what is wrong), `preflight`, `worker` (assembly).
 """

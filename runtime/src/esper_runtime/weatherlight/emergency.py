@@ -5,24 +5,34 @@ import base64
 import binascii
 import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
 from esper_leyline import paths, signing
-from esper_leyline.oona import MAX_ENTRY_BYTES, Oona
-from esper_leyline.pages import EmergencyRecord, Page, PageError
+from esper_leyline.incidents import FIELD
+from esper_leyline.oona import Oona
+from esper_leyline.pages import EmergencyPage, EmergencyRecord, PageError
 from esper_leyline.reasons import RunReason, SignalRejection
-from esper_leyline.signing import Verifier
 
 from esper_runtime.inotify import Change, hints
-from esper_runtime.sidecar.environment import SettingsError
 from esper_runtime.sidecar.http import write_atomically
+from esper_runtime.sidecar.keyfile import Keyring
 from esper_runtime.weatherlight.clock import Clock
 from esper_runtime.weatherlight.metrics import Metrics
 from esper_runtime.weatherlight.recorder import Recorder
-from esper_runtime.weatherlight.signals import Accepted, Duplicate, GateState, Rejected, SignalGate, Verdict
+from esper_runtime.weatherlight.signals import (
+    MAX_SIGNAL_BYTES,
+    Accepted,
+    Duplicate,
+    GateState,
+    Rejected,
+    SignalGate,
+    Verdict,
+)
 
 REDIS: Final = "redis"
 CONFIG_MAP: Final = "configmap"
@@ -34,8 +44,11 @@ _FILE_POLL_S: Final = 0.2
 """And this often while its directory cannot be watched."""
 _REMEMBERED: Final = 32
 """Arrival times of so many signals are kept, to see which way was faster."""
-_MAX_FILE_BYTES: Final = MAX_ENTRY_BYTES * 2
+_MAX_FILE_BYTES: Final = MAX_SIGNAL_BYTES * 2
 """Base64 needs a third more."""
+FORGERY_PAUSE_S: Final = 0.005
+"""After each signal from Redis that does not count: a flood of them must take no processor from the trainer. The
+signal behind it comes by the other way meanwhile."""
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +61,7 @@ class EmergencyDesk:
         *,
         run_uid: str,
         attempt: int,
-        page: Page,
+        page: EmergencyPage,
         keys_dir: Path,
         state_dir: Path,
         recorder: Recorder,
@@ -56,16 +69,21 @@ class EmergencyDesk:
         metrics: Metrics,
     ) -> None:
         self._page = page
-        self._keys_dir = keys_dir
         self._state_path = state_dir / STATE_FILE
         self._recorder = recorder
         self._clock = clock
         self._metrics = metrics
         self._arrivals: dict[int, int] = {}
+        self._rejected: Counter[SignalRejection] = Counter()
         self.poke: Callable[[], None] = lambda: None
         """Tells the supervisor that the page has changed."""
+        self.accepted: Callable[[EmergencyRecord, str], None] = lambda record, leg: None
+        """Told each signal that took effect, once it has, and the way by which it came first."""
         state = self._restore()
-        self._gate = SignalGate(run_uid=run_uid, attempt=attempt, verifier=operator_key(keys_dir), state=state)
+        metrics.ordered(state.last)
+        self._gate = SignalGate(
+            run_uid=run_uid, attempt=attempt, verifier=Keyring(keys_dir / signing.OPERATOR_PUBLIC), state=state
+        )
 
     @property
     def current(self) -> EmergencyRecord | None:
@@ -76,17 +94,17 @@ class EmergencyDesk:
         """Judges one envelope; an accepted one is on the page, and the supervisor poked, when this returns."""
         arrived = self._clock()
         verdict = self._gate.judge(raw, leg, arrived.monotonic_ns)
-        if verdict == Rejected(SignalRejection.UNKNOWN_KEY_ID) and self._reload_key():
-            verdict = self._gate.judge(raw, leg, arrived.monotonic_ns)
         self._metrics.signals.labels(leg, type(verdict).__name__.lower()).inc()
         match verdict:
             case Accepted(record):
-                self._page.write(0, record.words())
+                self._page.publish(record)
+                os.utime(self._page.page.path)  # a store into shared memory wakes nobody; this wakes the sidecars
                 self.poke()
-                self._metrics.applied.labels(leg).observe((self._clock().monotonic_ns - arrived.monotonic_ns) / 1e9)
+                self._metrics.applied(record, leg, (self._clock().monotonic_ns - arrived.monotonic_ns) / 1e9)
                 self._arrived(record.order, leg, arrived.monotonic_ns)
                 self._save()
-                log.info("emergency signal accepted", extra={"leg": leg, "signal": record.signal_id})
+                log.info("emergency signal accepted", extra={"leg": leg, FIELD: record.signal_id})
+                self.accepted(record, leg)
             case Duplicate(order):
                 self._arrived(order, leg, arrived.monotonic_ns)
             case Rejected(reason):
@@ -97,7 +115,10 @@ class EmergencyDesk:
         self._metrics.rejections.labels(reason).inc()
         # The newest signal of an older attempt is still in the stream when the next attempt starts: nothing wrong.
         if reason is not SignalRejection.WRONG_ATTEMPT:
-            log.warning("emergency signal ignored", extra={"leg": leg, "reason": str(reason)})
+            self._rejected[reason] += 1
+            if self._rejected[reason].bit_count() == 1:  # the 1st, 2nd, 4th, ...: a flood must not fill the log
+                told = {"leg": leg, "reason": str(reason), "so_far": self._rejected[reason]}
+                log.warning("emergency signal ignored", extra=told)
             self._recorder.rejected(reason, leg)
 
     def _arrived(self, order: int, leg: str, arrived_ns: int) -> None:
@@ -107,15 +128,6 @@ class EmergencyDesk:
             self._metrics.lag.labels(leg).observe((arrived_ns - first_ns) / 1e9)
         while len(self._arrivals) > _REMEMBERED:
             del self._arrivals[next(iter(self._arrivals))]
-
-    def _reload_key(self) -> bool:
-        """Reads the operator's key file again: it may have been rotated. False when it is of no use."""
-        try:
-            self._gate.verifier = operator_key(self._keys_dir)
-        except SettingsError as error:
-            log.error("%s", error)
-            return False
-        return True
 
     def _save(self) -> None:
         state = self._gate.state
@@ -128,14 +140,10 @@ class EmergencyDesk:
     def _restore(self) -> GateState:
         """The newer of page and file: a kill may have come between the two, or in the middle of the page."""
         from_file = _read_state(self._state_path)
-        try:
-            on_page = EmergencyRecord.of(self._page.read())
-        except PageError as error:
-            log.warning("%s; it is written anew", error)
-            on_page = None
+        on_page = self._page.recover()
         last = max((r for r in (from_file.last, on_page) if r is not None), key=lambda r: r.order, default=None)
         if last is not None and last != on_page:
-            self._page.write(0, last.words())
+            self._page.publish(last)
         return GateState(last=last, by_leg=from_file.by_leg)
 
 
@@ -154,29 +162,24 @@ def _read_state(path: Path) -> GateState:
         return GateState()
 
 
-def operator_key(keys_dir: Path) -> Verifier:
-    """The operator's public keys. SettingsError when the file is absent or no key."""
-    path = keys_dir / signing.OPERATOR_PUBLIC
-    try:
-        return Verifier.from_text(path.read_text(encoding="ascii"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"the operator's public key {path} cannot be used: {error}") from error
-
-
 async def follow_redis(oona: Oona, run_uid: str, desk: EmergencyDesk) -> None:
     """Leg 2: the run's stream in Redis. Endless."""
     async with aclosing(oona.signals(run_uid)) as entries:
         async for entry in entries:
-            desk.receive(entry.raw, REDIS)
+            verdict = desk.receive(entry.raw, REDIS)
+            await asyncio.sleep(FORGERY_PAUSE_S if isinstance(verdict, Rejected) else 0)
 
 
-async def follow_directory(directory: Path, desk: EmergencyDesk, recorder: Recorder) -> None:
+async def follow_directory(
+    directory: Path, desk: EmergencyDesk, recorder: Recorder, beat: Callable[[], None] = lambda: None
+) -> None:
     """Leg 3: the mounted ConfigMap <run>-emergency, whose content the kubelet replaces in one rename. Endless."""
     mask = Change.MOVED_TO | Change.CREATE | Change.CLOSE_WRITE | Change.DELETE
     path = directory / paths.EMERGENCY_SIGNAL
     seen = b""
     async with aclosing(hints(directory, mask, every_s=FILE_EVERY_S, poll_s=_FILE_POLL_S)) as changes:
         async for trouble in changes:
+            beat()
             try:
                 found = _read(path)
             except OSError as error:

@@ -39,18 +39,24 @@ class SupervisorLink:
         self._metrics = metrics
         self._drain = drain
         self._current: asyncio.StreamWriter | None = None
-        self._server: asyncio.Server | None = None
 
-    async def start(self) -> None:
+    async def run(self) -> None:
+        """Endless. When it is cancelled, or fails, the connection closes, and nobody counts as dead for that."""
         self._path.unlink(missing_ok=True)  # left behind by an earlier worker
-        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_HELLO_BYTES)
+        try:
+            async with asyncio.TaskGroup() as connections:
 
-    async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        if self._current is not None:
-            self._current.close()
+                def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                    connections.create_task(self._serve(reader, writer))
+
+                server = await asyncio.start_unix_server(accept, self._path, limit=_HELLO_BYTES)
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    server.close()  # and not waited for: its connections end with their tasks, after this
+        finally:
             self._current = None
+            self._metrics.supervisor_connected.set(0)
 
     @property
     def connected(self) -> bool:
@@ -78,8 +84,6 @@ class SupervisorLink:
             clean = await self._listen(reader, incarnation)
             if self._current is writer:
                 await self._ended(incarnation, clean=clean)
-        except asyncio.CancelledError:
-            pass  # this worker stops; asyncio's server would log it as an error
         finally:
             writer.close()
 

@@ -1,74 +1,174 @@
 """Weatherlight's metrics."""
 
-from collections.abc import Sequence
-from typing import Final
+import time
+from collections.abc import Callable, Iterator, Sequence
 
-from esper_leyline.reasons import SignalRejection
-from esper_leyline.v1.report_pb2 import RunReport
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from esper_leyline.labels import TAMIYO
+from esper_leyline.metrics import oona
+from esper_leyline.metrics import weatherlight as names
+from esper_leyline.oona import BreakerState, Status
+from esper_leyline.pages import EmergencyRecord
+from esper_leyline.v1.report_pb2 import Counters, RunReport
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily
 
-LEGS: Final = ("redis", "configmap")
-VERDICTS: Final = ("accepted", "duplicate", "rejected")
-_APPLY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
-_LAG_BUCKETS: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 90)
+from esper_runtime.sidecar.metrics import Exporter
+
+OPERATIONAL, DEGRADED = names.MODES
+_NUMBERS = {BreakerState.CLOSED: 1, BreakerState.OPEN: 2, BreakerState.HALF_OPEN: 3}
+
+
+class RunTotals:
+    """The run's counters, which outlive every process of it: nothing before the first event says them."""
+
+    def __init__(self) -> None:
+        self.counters: Counters | None = None
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        for field, metric in names.TOTALS.items() if self.counters is not None else ():
+            yield CounterMetricFamily(metric.prometheus, metric.help, value=getattr(self.counters, field))
 
 
 class Metrics:
-    """All of them; every label value is known beforehand, so every series exists from the start."""
+    """All of them; where label values are known beforehand, every series exists from the start."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"esper_weatherlight_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"esper_weatherlight_{name}", text, labels, registry=registry)
-
-        self._reports = counter("reports", "Reports made, by the event they are about.", "event")
-        self._evicted = counter("reports_evicted", "Reports with an event that the full log had to give up.")
-        self.spool_reports = gauge("spool_reports", "Reports that Redis has not acknowledged.")
-        self.spool_bytes = gauge("spool_bytes", "Bytes of the reports that Redis has not acknowledged.")
-        self.publications = counter("publications", "Attempts to publish a report, by outcome.", "outcome")
-        self.pulls = counter("pulls", "Requests to the report log.")
-        self.redis_connected = gauge("redis_connected", "1 when the last exchange with Redis succeeded.")
-        self.supervisor_connected = gauge("supervisor_connected", "1 while the supervisor holds its connection.")
-        self.heartbeat_age = gauge("heartbeat_age_seconds", "Age of the trainer's last heartbeat.")
-        self.journal_skipped = counter("journal_skipped_bytes", "Bytes of the journal that were no events.")
-        self._degraded = gauge("degraded", "1 while a part that weatherlight watches does not work.", "component")
-        self.signals = counter("signals", "Emergency signals received, by way and verdict.", "leg", "verdict")
-        self.rejections = counter("signals_rejected", "Emergency signals ignored, by reason.", "reason")
-        self.applied = Histogram(
-            "esper_weatherlight_signal_apply_seconds",
-            "From the arrival of an emergency signal to the emergency page.",
-            ("leg",),
-            buckets=_APPLY_BUCKETS,
-            registry=registry,
+    def __init__(self, registry: CollectorRegistry, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        make = Exporter(registry)
+        self._reports = make.counter(names.REPORTS)
+        self._evicted = make.counter(names.EVICTED)
+        self.spool_reports = make.gauge(names.SPOOL_REPORTS)
+        self.spool_bytes = make.gauge(names.SPOOL_BYTES)
+        self._publications = make.counter(names.PUBLICATIONS)
+        self.telemetry = make.counter(names.TELEMETRY)
+        self.telemetry_spool = make.gauge(names.TELEMETRY_SPOOL)
+        self.pulls = make.counter(names.PULLS)
+        self.redis_connected = make.gauge(names.REDIS_CONNECTED)
+        self.supervisor_connected = make.gauge(names.SUPERVISOR_CONNECTED)
+        self.heartbeat_age = make.gauge(names.HEARTBEAT_AGE)
+        self.journal_skipped = make.counter(names.JOURNAL_SKIPPED)
+        self._degraded = make.gauge(names.DEGRADED)
+        self._mode = make.gauge(names.SYSTEM_MODE)
+        self._restarts = make.counter(names.RESTARTS)
+        self._workers: dict[str, float] = {}
+        """Seconds that each has to wait until it is started again; 0: it runs, infinite: it never will be."""
+        self._worker_running = make.gauge(names.WORKER_RUNNING)
+        self._worker_restarts = make.counter(names.WORKER_RESTARTS)
+        self._worker_backoff = make.gauge(names.WORKER_BACKOFF)
+        self._last_error = make.gauge(names.LAST_ERROR)
+        make.gauge(names.TASKS_RUNNING).set_function(lambda: sum(not wait_s for wait_s in self._workers.values()))
+        make.gauge(names.TASKS_BACKING_OFF).set_function(
+            lambda: sum(0 < wait_s < float("inf") for wait_s in self._workers.values())
         )
-        self.lag = Histogram(
-            "esper_weatherlight_signal_lag_seconds",
-            "How much later a signal arrived by this way than by the faster one.",
-            ("leg",),
-            buckets=_LAG_BUCKETS,
-            registry=registry,
-        )
-        self.arrival = gauge("signal_last_arrival_timestamp_seconds", "When a signal last came by this way.", "leg")
+        self.clock_skew = make.gauge(names.CLOCK_SKEW)
+        self._totals = RunTotals()
+        registry.register(self._totals)
+        self._deadlines = make.counter(names.DEADLINES)
+        self._deadline_latency = make.gauge(names.DEADLINE_LATENCY)
+        self._packets = make.counter(names.PACKETS)
+        self._emergency_telemetry = make.counter(names.EMERGENCY_TELEMETRY)
+        self._emergency_tamiyo = make.counter(names.EMERGENCY_TAMIYO)
+        self.coalesced = make.counter(names.EMERGENCY_COALESCED)
+        self.priority_missing = make.counter(names.PRIORITY_MISSING)
+        self.signals = make.counter(names.SIGNALS)
+        self.rejections = make.counter(names.REJECTED)
+        self._applied = make.histogram(names.APPLY)
+        self.lag = make.histogram(names.LAG)
+        self.arrival = make.gauge(names.ARRIVAL)
+        self._detections = make.counter(names.DETECTIONS)
+        self._latency = make.gauge(names.LATENCY)
+        self._ordered = make.gauge(names.MODE)
+        self._published = make.counter(oona.PUBLISHED)
+        self._publish_latency = make.gauge(oona.PUBLISH_LATENCY)
+        self._publish_duration = make.histogram(oona.PUBLISH_DURATION)
+        self._conservative = make.gauge(oona.CONSERVATIVE)
+        self._breaker = make.gauge(oona.BREAKER)
+        self._breaker.set(_NUMBERS[BreakerState.CLOSED])
+        self._breaker_changes = make.counter(oona.BREAKER_CHANGES)
+        born = monotonic()
+        make.gauge(names.UPTIME).set_function(lambda: monotonic() - born)
         self.degraded_now: set[str] = set()
-        self._declare()
+        self.mode(degraded=False)
 
-    def _declare(self) -> None:
-        for leg in LEGS:
-            self.applied.labels(leg)
-            self.lag.labels(leg)
-            self.arrival.labels(leg)
-            for verdict in VERDICTS:
-                self.signals.labels(leg, verdict)
-        for reason in SignalRejection:
-            self.rejections.labels(reason)
+    def restarted(self, before: int) -> None:
+        """`before`: workers of this container that have ended. Told once."""
+        self._restarts.inc(before)
 
     def reports_kept(self, reports: Sequence[RunReport], evicted: int) -> None:
         for report in reports:
             self._reports.labels(report.WhichOneof("event") or "progress").inc()
         self._evicted.inc(evicted)
 
+    def published(self, status: Status, took_s: float) -> None:
+        self._publications.labels(status).inc()
+        if status is Status.UNAVAILABLE:
+            return
+        self._publish_latency.set(took_s * 1e3)
+        self._publish_duration.observe(took_s * 1e3)
+        if status is Status.PUBLISHED:
+            self._published.inc()
+
+    def applied(self, record: EmergencyRecord, leg: str, took_s: float) -> None:
+        """A signal is on the emergency page."""
+        self._applied.labels(leg).observe(took_s)
+        self._latency.set(took_s * 1e3)
+        self._detections.inc()
+        self.ordered(record)
+
+    def ordered(self, record: EmergencyRecord | None) -> None:
+        """What the emergency page says."""
+        self._ordered.set(0 if record is None or record.clear else record.mode)
+
     def set_degraded(self, component: str, *, degraded: bool) -> None:
         (self.degraded_now.add if degraded else self.degraded_now.discard)(component)
         self._degraded.labels(component).set(int(degraded))
+
+    def mode(self, *, degraded: bool) -> None:
+        self._mode.labels(DEGRADED).set(int(degraded))
+        self._mode.labels(OPERATIONAL).set(int(not degraded))
+
+    # --- workers -------------------------------------------------------------------------------------------------
+
+    def worker_started(self, name: str, *, again: bool) -> None:
+        if again:
+            self._worker_restarts.labels(name).inc()
+        self._worker(name, 0.0)
+
+    def worker_waits(self, name: str, seconds: float, *, failed_at: float) -> None:
+        """`failed_at`: by the wall clock, for people."""
+        self._last_error.set(failed_at)
+        self._worker(name, seconds)
+
+    def worker_stopped(self, name: str, *, failed_at: float) -> None:
+        self._last_error.set(failed_at)
+        self._worker(name, float("inf"))
+
+    def _worker(self, name: str, wait_s: float) -> None:
+        self._workers[name] = wait_s
+        self._worker_running.labels(name).set(int(not wait_s))
+        self._worker_backoff.labels(name).set(wait_s if wait_s < float("inf") else 0.0)
+
+    # --- the bus -------------------------------------------------------------------------------------------------
+
+    def breaker(self, state: BreakerState) -> None:
+        """The breaker before Redis has moved to this state."""
+        self._breaker.set(_NUMBERS[state])
+        self._breaker_changes.labels(state).inc()
+        self._conservative.set(int(state is not BreakerState.CLOSED))
+
+    def told(self, source: str, priority: str, *, emergency: bool) -> None:
+        """A telemetry packet is on the bus; `emergency`: on that stream."""
+        self._packets.labels(source if source in names.SOURCES else "other", priority).inc()
+        if emergency:
+            self._emergency_telemetry.inc()
+            if source == TAMIYO:
+                self._emergency_tamiyo.inc()
+
+    # --- the run -------------------------------------------------------------------------------------------------
+
+    def totals(self, counters: Counters) -> None:
+        self._totals.counters = counters
+
+    def deadline_missed(self, after_s: float) -> None:
+        """A tier of rollback was late; its event came here so long after."""
+        self._deadlines.inc()
+        self._deadline_latency.set(after_s * 1e3)

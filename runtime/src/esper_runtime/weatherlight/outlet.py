@@ -1,7 +1,9 @@
 """The two ways out for reports: pushed to Oona as soon as they exist, pulled from the log by HTTP."""
 
 import asyncio
+import contextlib
 import logging
+import time
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +15,7 @@ from esper_leyline.v1.report_pb2 import ReportBatch
 
 from esper_runtime.weatherlight.metrics import Metrics
 from esper_runtime.weatherlight.recorder import Recorder
+from esper_runtime.weatherlight.unsure import LOOK_S, Unsure
 
 CURSOR_FILE: Final = "published.page"
 MAX_WAIT_S: Final = 30.0
@@ -26,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 class Outlet:
-    """Remembers how far each way has got. The position in Redis survives a restart; beyond it reports are sent again,
-    byte by byte the same, and their reader drops what it has."""
+    """Remembers how far each way has got. What Redis is sure to have survives a restart; beyond it reports are sent
+    again, byte by byte the same, and their reader drops what it has."""
 
     def __init__(self, recorder: Recorder, state_dir: Path, metrics: Metrics) -> None:
         self._recorder = recorder
@@ -35,6 +38,8 @@ class Outlet:
         self._page = Page.create(state_dir / CURSOR_FILE)
         self.published_seq = self._restored()
         """Redis has everything up to here."""
+        self._unsure: Unsure[int] = Unsure()
+        """Numbers of the last ones in Redis."""
         self.pulled_seq = 0
         """Somebody who pulls has everything up to here."""
         self._pulls = 0
@@ -65,15 +70,21 @@ class Outlet:
         """
         backoff = Backoff(first_s=_RETRY_FIRST_S, max_s=_RETRY_MAX_S)
         while True:
+            if forgotten := self._unsure.forgotten(oona):
+                self.published_seq = forgotten[0] - 1
             record = self._recorder.reports.next_after(self.published_seq)
             if record is None:
-                await self._recorder.changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._recorder.changed.wait()
                 continue
+            began = time.monotonic()
             outcome = await oona.publish_report(BusEnvelope.FromString(record.envelope))
-            self._metrics.publications.labels(outcome.status).inc()
+            self._metrics.published(outcome.status, time.monotonic() - began)
             if outcome.status is Status.PUBLISHED:
                 self.published_seq = record.seq
-                self._page.write(0, (record.seq, 0, 0, 0, 0, 0, 0))
+                self._unsure.acknowledged(record.seq)
+                self._page.write(0, ((self._unsure.oldest or record.seq) - 1, 0, 0, 0, 0, 0, 0))
                 backoff.reset()
             else:
                 await asyncio.sleep(backoff.next_s())

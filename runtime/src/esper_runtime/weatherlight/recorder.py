@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from esper_leyline import signing
+from esper_leyline.events import RunEvent
+from esper_leyline.incidents import FIELD
 from esper_leyline.pages import Heartbeat
 from esper_leyline.reasons import RunReason, SignalRejection
 from esper_leyline.signing import SigningKey
@@ -39,9 +41,12 @@ class Bell:
 
 
 class Recorder:
-    """Owns reporter, log and key. Its methods are synchronous, so a report is kept before anything else happens."""
+    """Owns reporter and log. Its methods are synchronous, so a report is kept before anything else happens."""
 
-    def __init__(self, identity: Identity, reports: ReportLog, key: SigningKey, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, identity: Identity, reports: ReportLog, key: Callable[[], SigningKey], clock: Clock, metrics: Metrics
+    ) -> None:
+        """`key` is asked for each report: it may have been rotated."""
         self.reports = reports
         self.changed = Bell()
         """Rings when a report was added."""
@@ -53,6 +58,7 @@ class Recorder:
         )
         self.reporter = Reporter(identity, last=_newest(reports), memory=memory)
         self._run_uid = identity.run_uid
+        self._show_totals()
 
     @property
     def journal_offset(self) -> int:
@@ -61,7 +67,12 @@ class Recorder:
 
     def event(self, event: RuntimeEvent, journal_offset: int) -> None:
         """One event of the journal, and the offset behind it."""
-        self._keep(self.reporter.event(event, self._clock()), journal_offset)
+        at = self._clock()
+        if event.name == RunEvent.ROLLBACK_DEADLINE:
+            self._metrics.deadline_missed(max(0, at.monotonic_ns - event.monotonic_ns) / 1e9)
+        if event.incident:
+            log.info("%s of %s", event.name or event.WhichOneof("event"), event.writer, extra={FIELD: event.incident})
+        self._keep(self.reporter.event(event, at), journal_offset)
 
     def beat(self, beat: Heartbeat | None) -> None:
         self._keep(self.reporter.beat(beat, self._clock()))
@@ -74,6 +85,10 @@ class Recorder:
 
     def rejected(self, reason: SignalRejection, leg: str) -> None:
         self._keep(self.reporter.rejected(reason, leg, self._clock()))
+
+    def notice(self, reason: RunReason, message: str, *, warning: bool = False) -> None:
+        """Something that weatherlight itself has to say."""
+        self._keep(self.reporter.notice(reason, message, warning, self._clock()))
 
     def degraded(self, component: str, reason: RunReason, message: str) -> None:
         reports = self.reporter.degraded(component, reason, message, self._clock())
@@ -99,7 +114,13 @@ class Recorder:
         )
         evicted = self.reports.append([self._seal(report) for report in reports], state)
         self._metrics.reports_kept(reports, evicted)
+        self._show_totals()
         self.changed.ring()
+
+    def _show_totals(self) -> None:
+        totals = self.reporter.totals
+        if totals is not None:
+            self._metrics.totals(totals)
 
     def _seal(self, report: RunReport) -> Record:
         event = report.WhichOneof("event")
@@ -107,7 +128,7 @@ class Recorder:
             report.SerializeToString(),
             BusMessageType.BUS_MESSAGE_TYPE_RUN_REPORT,
             run_uid=self._run_uid,
-            key=self._key,
+            key=self._key(),
             priority=(
                 MessagePriority.MESSAGE_PRIORITY_HIGH if event in _URGENT else MessagePriority.MESSAGE_PRIORITY_NORMAL
             ),

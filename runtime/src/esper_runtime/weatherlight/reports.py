@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from esper_leyline.incidents import incident_at
+from esper_leyline.labels import WEATHERLIGHT
+from esper_leyline.metrics.weatherlight import COMPONENTS
 from esper_leyline.pages import Heartbeat
 from esper_leyline.reasons import RunReason, SignalRejection
 from esper_leyline.v1.report_pb2 import (
@@ -24,7 +27,7 @@ from esper_leyline.v1.report_pb2 import (
 )
 from google.protobuf.message import Message
 
-from esper_runtime.weatherlight.bounds import bounded
+from esper_runtime.weatherlight.bounds import bounded, cut
 from esper_runtime.weatherlight.clock import Moment
 
 PROGRESS_NS: Final = 1_000_000_000
@@ -34,7 +37,7 @@ HEARTBEAT_NS: Final = 5_000_000_000
 REJECTION_NOTICE_NS: Final = 10_000_000_000
 """At most one notice of rejected signals in this time; the counter misses none."""
 
-OWN_COMPONENTS: Final = frozenset({"oona", "emergency", "tolaria-page", "journal"})
+OWN_COMPONENTS: Final = frozenset(COMPONENTS)
 """What weatherlight itself watches; the trainer speaks for all others."""
 _MAX_DEGRADATIONS: Final = 16
 _EVENT_OF: Final = {
@@ -99,6 +102,8 @@ class Reporter:
         self._phase_before_death: RuntimePhase | None = None
         self._progress = Progress()
         self._counters = Counters()
+        self._counted = False
+        """The run's totals are known."""
         self._checkpoint: CheckpointState | None = None
         self._degradations: dict[str, Degradation] = {}
         self._beat: Heartbeat | None = None
@@ -116,6 +121,7 @@ class Reporter:
         self._progress.CopyFrom(last.progress)
         self._counters.CopyFrom(last.counters)
         self._counters.rejected_signals = max(0, last.counters.rejected_signals - self.memory.rejected_signals)
+        self._counted = last.counters != Counters()
         if last.HasField("checkpoint"):
             self._checkpoint = CheckpointState()
             self._checkpoint.CopyFrom(last.checkpoint)
@@ -125,10 +131,14 @@ class Reporter:
     # --- the journal ---------------------------------------------------------------------------------------------
 
     def event(self, event: RuntimeEvent, at: Moment) -> list[RunReport]:
-        """One frame of the journal: exactly one report, once a Boot was seen."""
+        """One frame of the journal: exactly one report, once a Boot was seen. None of weatherlight's own, which are
+        for the bus: what it has to say to the operator it says here."""
+        if event.writer == WEATHERLIGHT:
+            return []
         event = bounded(event)
         if event.HasField("counters"):
             self._counters.CopyFrom(event.counters)
+            self._counted = True
         kind = event.WhichOneof("event")
         if kind is None:
             return []
@@ -137,7 +147,7 @@ class Reporter:
         name = _EVENT_OF.get(kind)
         if name is not None and hasattr(content, "time") and not content.HasField("time"):
             content.time.CopyFrom(event.time)
-        return self._reports(at, [] if name is None else [(name, content)])
+        return self._reports(at, [] if name is None else [(name, content)], event.incident)
 
     def _fold(self, kind: str, event: RuntimeEvent) -> None:
         match kind:
@@ -221,7 +231,7 @@ class Reporter:
         failure.time.FromDatetime(at.time)
         self.phase = RuntimePhase.RUNTIME_PHASE_RESTARTING
         transition = self._transition(before, RunReason.CONTAINER_DIED, message, at)
-        return self._reports(at, [("failure", failure), ("transition", transition)])
+        return self._reports(at, [("failure", failure), ("transition", transition)], self._of_container)
 
     def returned(self, incarnation: int, at: Moment) -> list[RunReport]:
         """A supervisor connected. Takes a reported death back when it is the same container after all."""
@@ -232,7 +242,13 @@ class Reporter:
         self.memory = Memory(dead_incarnation=incarnation - 1, rejected_signals=self.memory.rejected_signals)
         dead, self.phase = self.phase, before
         message = "the supervisor is connected again; its container never died"
-        return self._reports(at, [("transition", self._transition(dead, RunReason.RESUMED, message, at))])
+        events = [("transition", self._transition(dead, RunReason.RESUMED, message, at))]
+        return self._reports(at, events, self._of_container)
+
+    @property
+    def _of_container(self) -> str:
+        """The incident that the present container's death is."""
+        return incident_at(self._identity.run_uid, self._identity.attempt, self._identity.rank, self.incarnation)
 
     def _transition(self, before: RuntimePhase, reason: RunReason, message: str, at: Moment) -> Transition:
         made = Transition(
@@ -255,6 +271,20 @@ class Reporter:
         if self._degradations.pop(component, None) is None:
             return []
         return self._reports(at)
+
+    def notice(self, reason: RunReason, message: str, warning: bool, at: Moment) -> list[RunReport]:
+        return self._reports(at, [("notice", Notice(reason=reason, message=cut(message, 1024), warning=warning))])
+
+    @property
+    def totals(self) -> Counters | None:
+        """Since the run began; None before the trainer has told them."""
+        return self._totals() if self._counted else None
+
+    def _totals(self) -> Counters:
+        totals = Counters()
+        totals.CopyFrom(self._counters)
+        totals.rejected_signals += self.memory.rejected_signals
+        return totals
 
     @property
     def degradations(self) -> frozenset[str]:
@@ -282,15 +312,15 @@ class Reporter:
 
     # --- reports -------------------------------------------------------------------------------------------------
 
-    def _reports(self, at: Moment, events: Sequence[tuple[str, Message]] = ()) -> list[RunReport]:
+    def _reports(self, at: Moment, events: Sequence[tuple[str, Message]] = (), incident: str = "") -> list[RunReport]:
         """One report per event, or one of plain progress; none before there is an incarnation to number by."""
         if self.incarnation == 0:
             return []
         self._reported_ns = at.monotonic_ns
         self._reported_step = self._progress.step
-        return [self._report(at, event) for event in events] if events else [self._report(at, None)]
+        return [self._report(at, event, incident) for event in events] if events else [self._report(at, None, "")]
 
-    def _report(self, at: Moment, event: tuple[str, Message] | None) -> RunReport:
+    def _report(self, at: Moment, event: tuple[str, Message] | None, incident: str) -> RunReport:
         self._number += 1
         identity = self._identity
         report = RunReport(
@@ -304,12 +334,12 @@ class Reporter:
             node_name=identity.node_name,
             phase=self.phase,
             progress=self._progress,
-            counters=self._counters,
+            counters=self._totals(),
             checkpoint=self._checkpoint,
             degradations=self._degradations.values(),
             previous_event_seq=self._last_event_seq,
+            incident=incident,
         )
-        report.counters.rejected_signals += self.memory.rejected_signals
         report.time.FromDatetime(at.time)
         if self._beat is not None:
             report.heartbeat_age_ms = max(0, at.monotonic_ns - self._beat.beat_ns) / 1e6

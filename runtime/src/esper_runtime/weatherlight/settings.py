@@ -1,4 +1,4 @@
-"""Weatherlight's settings: its environment and its keys, read once at the start."""
+"""Weatherlight's settings: its environment, read once at the start, and where its keys are."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 from esper_leyline import env, paths, signing
 from esper_leyline.signing import SigningKey
 
-from esper_runtime.sidecar.environment import Environment, SettingsError
+from esper_runtime.sidecar.environment import Environment
+from esper_runtime.sidecar.init import RESTARTS
+from esper_runtime.sidecar.keyfile import KeyFile, private_key
 from esper_runtime.weatherlight.reports import Identity
 
 
@@ -18,7 +20,9 @@ class Settings:
     keys_dir: Path
     bus_dir: Path
     emergency_dir: Path
-    report_key: SigningKey
+    report_key: KeyFile[SigningKey]
+    restarts: int = 0
+    """Workers of this container that ended before this one."""
 
     @classmethod
     def load(cls, environment: Environment) -> "Settings":
@@ -39,14 +43,6 @@ class Settings:
             keys_dir=keys_dir,
             bus_dir=environment.path(env.BUS_DIR),
             emergency_dir=environment.path(env.EMERGENCY_DIR),
-            report_key=_report_key(keys_dir / signing.REPORT_PRIVATE),
+            report_key=private_key(keys_dir / signing.REPORT_PRIVATE),
+            restarts=environment.integer(RESTARTS, 0),
         )
-
-
-def _report_key(path: Path) -> SigningKey:
-    try:
-        return SigningKey.from_text(path.read_text(encoding="ascii"))
-    except OSError as error:
-        raise SettingsError(f"the report key {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # its message could quote the key
-        raise SettingsError(f"the report key {path} is malformed: it must be 64 hex digits") from error

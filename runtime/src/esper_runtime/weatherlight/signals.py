@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from esper_leyline import contracts
 from esper_leyline.oona import Entry
 from esper_leyline.pages import EmergencyRecord
 from esper_leyline.reasons import SignalRejection
@@ -17,7 +18,6 @@ from esper_leyline.v1.common_pb2 import BusMessageType
 from esper_leyline.v1.emergency_pb2 import EmergencyMode, EmergencySignal
 from google.protobuf.message import DecodeError
 
-_WORD: Final = 1 << 32
 _MODES: Final = frozenset(
     {
         EmergencyMode.EMERGENCY_MODE_FREEZE,
@@ -25,6 +25,10 @@ _MODES: Final = frozenset(
         EmergencyMode.EMERGENCY_MODE_KILL,
     }
 )
+
+
+MAX_SIGNAL_BYTES: Final = 4096
+"""Of an envelope; a signal's texts are far shorter. Larger ones are not looked into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,7 @@ class SignalGate:
     def __init__(self, *, run_uid: str, attempt: int, verifier: Verifier, state: GateState | None = None) -> None:
         self._run_uid = run_uid
         self._attempt = attempt
-        self.verifier = verifier
-        """May be replaced when the operator's key file changes."""
+        self._verifier = verifier
         self.state = state or GateState()
 
     def judge(self, raw: bytes, leg: str, arrived_ns: int) -> Verdict:
@@ -87,11 +90,11 @@ class SignalGate:
 
     def _verified(self, raw: bytes) -> EmergencySignal | SignalRejection:
         """The signal inside, once its signature is known to be the operator's and its run ours."""
-        envelope = Entry("", raw).envelope()
+        envelope = Entry("", raw).envelope() if len(raw) <= MAX_SIGNAL_BYTES else None
         if envelope is None:
             return SignalRejection.MALFORMED
         try:
-            self.verifier.check_envelope(envelope)
+            self._verifier.check_envelope(envelope)
         except SignatureError as error:
             return SignalRejection(error.reason)
         signal = EmergencySignal()
@@ -99,8 +102,12 @@ class SignalGate:
             signal.ParseFromString(envelope.payload)
         except DecodeError:
             return SignalRejection.MALFORMED
-        if envelope.message_type != BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL or signal.version != 1:
+        if envelope.message_type != BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL:
             return SignalRejection.MALFORMED
+        try:
+            contracts.check(signal)
+        except contracts.ContractError as error:
+            return SignalRejection.WRONG_VERSION if error.wrong_version else SignalRejection.MALFORMED
         if envelope.run_uid != self._run_uid or signal.run_uid != self._run_uid:
             return SignalRejection.WRONG_RUN
         return signal
@@ -109,18 +116,10 @@ class SignalGate:
 def _record(signal: EmergencySignal, arrived_ns: int) -> EmergencyRecord | None:
     """The signal as the page carries it; None when it does not fit."""
     try:
-        whole_id = len(signal.signal_id) == 32 and len(bytes.fromhex(signal.signal_id)) == 16
+        whole_id = len(bytes.fromhex(signal.signal_id)) == 16 and len(signal.signal_id) == 32
     except ValueError:
         whole_id = False
-    fits = (
-        whole_id
-        and signal.term < _WORD
-        and 0 < signal.seq < _WORD
-        and 0 <= signal.source < 256
-        and (signal.clear or signal.mode in _MODES)
-        and 0 <= signal.mode < 256
-    )
-    if not fits:
+    if not whole_id or not (signal.clear or signal.mode in _MODES):
         return None
     return EmergencyRecord(
         term=signal.term,

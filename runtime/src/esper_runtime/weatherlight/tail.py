@@ -40,15 +40,26 @@ class JournalTail:
         self._skipped = 0
         self._damaged_at: float | None = None
         self._lock = asyncio.Lock()
+        self._beat: Callable[[], None] = lambda: None
 
-    async def run(self) -> None:
-        """Endless."""
+    async def run(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Endless. May be called again: an event that could not be taken in is read once more."""
+        self._beat = beat
+        self._rewind()
         mask = Change.MODIFY | Change.CREATE | Change.MOVED_TO
         async with aclosing(hints(self._run_dir, mask, every_s=_EVERY_S, poll_s=_POLL_S)) as changes:
             async for trouble in changes:
+                beat()
                 if trouble is not None:
                     log.debug("%s is polled: %s", self._run_dir, trouble)
                 await self.drain()
+
+    def _rewind(self) -> None:
+        """To behind the last event that is in a kept report."""
+        if self._reader.offset > self._recorder.journal_offset:
+            self._reader.close()
+            self._reader = JournalReader(self._reader.path, self._recorder.journal_offset)
+            self._skipped = 0
 
     async def drain(self) -> None:
         """Brings in everything that is in the journal now."""
@@ -57,6 +68,7 @@ class JournalTail:
                 more = True
                 while more:
                     more = self._take(_BATCH)
+                    self._beat()
                     await asyncio.sleep(0)
             except OSError as error:
                 self._damaged(f"the journal cannot be read: {error.strerror}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -76,11 +77,17 @@ class Lookout:
         self.redis: bool | None = None
         """Whether Redis answers; None: this run has none."""
         self.redis_problem = ""
+        self.bus_problem = ""
+        """Why Redis, which answers, is of no use; empty when it is."""
+        self.looked: Callable[[], None] = lambda: None
+        """Called after each look."""
 
-    async def run(self) -> None:
+    async def run(self, beat: Callable[[], None] = lambda: None) -> None:
         """Endless."""
         while True:
+            beat()
             self.look(time.monotonic())
+            self.looked()
             await asyncio.sleep(LOOK_S)
 
     def look(self, now: float) -> None:
@@ -111,6 +118,8 @@ class Lookout:
         if self._redis_gone.lasts(self.redis is False, now):
             message = f"Redis cannot be reached; reports are kept and can be pulled. {self.redis_problem}".rstrip()
             self._recorder.degraded("oona", RunReason.BUS_UNAVAILABLE, message)
+        elif self.redis and self.bus_problem:
+            self._recorder.degraded("oona", RunReason.BUS_UNUSABLE, self.bus_problem)
         elif self.redis is not False:
             self._recorder.restored("oona")
 

@@ -1,6 +1,7 @@
 """The objects besides the Job: names, owners, content, and what is written once only."""
 
 import base64
+import dataclasses
 import json
 from typing import Any
 
@@ -83,7 +84,8 @@ def test_keys_are_the_operators_and_fit_each_other() -> None:
     envelope = signing.seal(b"x", BusMessageType.BUS_MESSAGE_TYPE_EMERGENCY_SIGNAL, run_uid=specs.UID, key=operator)
     Verifier.from_text(keys[signing.OPERATOR_PUBLIC]).check_envelope(envelope)
     tamiyo = SigningKey.from_text(keys[signing.TAMIYO_PRIVATE])
-    assert keys[signing.TAMIYO_PUBLIC] == tamiyo.public_text()
+    following = SigningKey.derive(specs.SEED, specs.UID, Role.TAMIYO, 2)
+    assert keys[signing.TAMIYO_PUBLIC] == tamiyo.public_text() + following.public_text()
 
 
 def test_keys_are_the_same_each_time_and_differ_between_runs() -> None:
@@ -104,6 +106,17 @@ def test_the_way_to_redis_holds_what_is_given_and_no_more() -> None:
         paths.BUS_USERNAME: "pods",
         paths.BUS_PASSWORD: "open sesame",
     }
+
+
+def test_with_users_per_run_the_way_to_redis_opens_this_run_s_part_alone() -> None:
+    settings = dataclasses.replace(specs.SETTINGS, bus_per_run_users=True)
+    found = content(children(settings=settings)["Secret run-bus"])
+    assert found == {
+        paths.BUS_URL: "redis://valkey.esper-system:6379/0",
+        paths.BUS_USERNAME: f"run-{specs.UID}",
+        paths.BUS_PASSWORD: signing.bus_password(specs.SEED, specs.UID),
+    }
+    assert specs.SETTINGS.bus_password not in found.values()
 
 
 def test_without_redis_there_is_no_way_to_it() -> None:

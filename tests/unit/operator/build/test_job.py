@@ -110,6 +110,7 @@ def test_names_carry_the_attempt() -> None:
     assert environment(containers(found["spec"]["template"]["spec"])["tamiyo"])[env.ATTEMPT] == "7"
 
 
+@pytest.mark.row("K63")
 def test_sidecars_are_native_and_in_order() -> None:
     spec = pod_spec()
     assert [c["name"] for c in spec["initContainers"]] == ["weatherlight", "kasmina", "tamiyo"]
@@ -128,6 +129,7 @@ def test_kubectl_logs_finds_the_trainer() -> None:
     assert annotations["kubectl.kubernetes.io/default-container"] == "tolaria"
 
 
+@pytest.mark.row("K63")
 def test_every_container_has_a_user_of_its_own_and_the_common_group() -> None:
     spec = pod_spec()
     assert spec["securityContext"]["fsGroup"] == GID
@@ -135,6 +137,7 @@ def test_every_container_has_a_user_of_its_own_and_the_common_group() -> None:
     assert {c["securityContext"]["runAsGroup"] for c in containers(spec).values()} == {GID}
 
 
+@pytest.mark.row("K63")
 def test_each_container_mounts_only_its_own_secrets() -> None:
     spec = pod_spec({"runtime": {"codeConfigMapName": "code"}})
     by_container = {name: set(mounts(c)) - {"run", "tmp", "config"} for name, c in containers(spec).items()}

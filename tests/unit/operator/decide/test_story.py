@@ -104,14 +104,18 @@ def test_checkpoint_halt_and_resume() -> None:
     assert (order.mode, order.attempt, order.clear) == ("Checkpoint", 1, False)
     scene = scene.reconciled()
     assert scene.status["phase"] == "Halting"
-    assert scene.status["halt"]["missing"] == [scene.pods[0]["metadata"]["name"]]
+    pod = scene.pods[0]["metadata"]["name"]
+    assert scene.status["halt"]["missing"] == [pod, f"{pod}/kasmina", f"{pod}/tamiyo"]
     assert scene.plan().signal is None
+    scene = scene.acknowledging(participant="kasmina").reconciled()
+    assert (scene.status["phase"], scene.status["halt"]["missing"]) == ("Halting", [pod, f"{pod}/tamiyo"])
     scene = scene.later(0.3).acknowledging(saved_step=23, step=23).reconciled()
     halt = scene.status["halt"]
     assert (halt["acknowledged"], halt["expected"], halt["savedStep"], halt["milliseconds"]) == (1, 1, 23, 300)
-    assert (halt["id"], halt["mode"], halt["source"], halt["missing"]) == (f"{1:032x}", "Checkpoint", "Spec", [])
-    assert scene.status["phase"] == "Halted"
+    assert (halt["id"], halt["mode"], halt["source"]) == (f"{1:032x}", "Checkpoint", "Spec")
+    assert (scene.status["phase"], halt["missing"]) == ("Halted", [f"{pod}/tamiyo"])
     scene = scene.later(1).failed(75).reconciled()
+    assert scene.status["halt"]["missing"] == [], "whoever has ended acts no more"
     assert scene.change().changed is False
     scene = scene.later(60).stopped("None").reconciled()
     assert scene.status["nextAttemptTime"] == "2026-03-01T12:01:02.300000Z"
@@ -275,6 +279,15 @@ def test_conservative_mode_is_a_condition_and_neither_trouble_nor_a_reason_to_be
     assert both.status["reason"] == "Training"
     scene = scene.reporting("RUNNING", step=50).reconciled()
     assert condition(scene, "Healthy") == ("True", "Training")
+
+
+@pytest.mark.row("K42")
+def test_a_worker_of_weatherlight_that_fails_is_in_the_condition_until_it_is_forgiven() -> None:
+    failed = Degradation(component="weatherlight", degraded=True, reason="WorkerFailed", message="worker bus: x")
+    scene = running().reporting("RUNNING", step=30, degradations=[failed]).reconciled()
+    assert condition(scene, "Healthy") == ("False", "WorkerFailed")
+    assert scene.status["phase"] == "Running"
+    assert condition(scene.reporting("RUNNING", step=40).reconciled(), "Healthy") == ("True", "Training")
 
 
 def test_what_the_server_refuses_is_named_by_its_own_kind() -> None:

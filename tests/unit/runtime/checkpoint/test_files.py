@@ -202,6 +202,17 @@ def test_whoever_has_enough_ends_the_reads_under_way(tmp_path: Path, monkeypatch
     assert not memory.any()
 
 
+def test_of_many_files_only_those_being_read_are_open(tmp_path: Path):
+    sources, digests = written(tmp_path, [ALIGN * 20] * 50, disk := Disk())
+    before = len(os.listdir("/proc/self/fd"))
+    most = 0
+    for number, found in enumerate(digest_files(sources, disk=disk)):
+        assert found == digests[number]
+        most = max(most, len(os.listdir("/proc/self/fd")) - before)
+    assert 2 <= most <= 6, "some are read ahead, however many there are"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_an_abandoned_read_begins_no_other_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sources, _ = written(tmp_path, [20 * CHUNK], disk := Disk())
     gate, enough, ended = Gate(monkeypatch), threading.Event(), []

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from esper_runtime.checkpoint import GenerationData, Store
+from esper_runtime.checkpoint import GenerationData, Store, host
 from esper_runtime.checkpoint.errors import AbandonedError
 from esper_runtime.checkpoint.files import CHUNK, Disk, write_memory
 from esper_runtime.checkpoint.generation import read, write
 from esper_runtime.checkpoint.host import HostCopies
 from esper_runtime.checkpoint.manifest import Manifest
-from esper_runtime.checkpoint.tensors import FormatError
+from esper_runtime.checkpoint.shards import MAX_FILE_BYTES
+from esper_runtime.checkpoint.tensors import FormatError, parse
 from torch import Tensor
 
-from tests.support.checkpoints import same_tensors, training_state
+from tests.support.checkpoints import TINY, same_tensors, training_state
 
 
 def header() -> Manifest:
@@ -32,18 +33,20 @@ def addresses(images: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]:
     return {f"{stem}/{name}": tensor.data_ptr() for stem, part in images.items() for name, tensor in part.items()}
 
 
-def test_a_copy_is_written_as_the_same_file_that_tensors_are(tmp_path: Path):
+@pytest.mark.parametrize("limit", [MAX_FILE_BYTES, TINY])
+def test_a_copy_is_written_as_the_same_files_that_tensors_are(tmp_path: Path, limit: int):
     data = training_state(7, elements=CHUNK // 2)  # some files of several chunks
-    images, _ = HostCopies().take(data.tensors)
+    images, _ = HostCopies(limit=limit).take(data.tensors)
     files = []
     for name, tensors in (("plain", data.tensors), ("copied", images)):
         (tmp_path / name).mkdir()
         made = GenerationData(epoch=0, step=7, tensors=tensors)
-        manifest = write(tmp_path / name, made, header(), Disk())
+        manifest = write(tmp_path / name, made, header(), Disk(), limit)
         files.append(manifest.files)
         loaded, _ = read(tmp_path / name, manifest, name, Disk())
         assert same_tensors(loaded, data.tensors)
     assert files[0] == files[1]
+    assert len(files[0]) == (4 if limit == MAX_FILE_BYTES else 7)
 
 
 def test_memory_is_used_again_and_never_while_it_is_in_use():
@@ -72,6 +75,43 @@ def test_a_state_of_another_shape_gets_memory_that_fits():
         release()
 
 
+@pytest.mark.parametrize("lent", ["model", "model-00001-of-00003", "model-00003-of-00003"])
+def test_another_number_of_files_leaves_no_memory_behind(lent: str):
+    copies = HostCopies(slots=1, limit=1)
+    for names in ("abc", "a", "ab", "abc", "abcd"):
+        tensors = {name: torch.full((9,), float(number)) for number, name in enumerate(names, start=len(names))}
+        loan = copies.lend(lent, 1)
+        images, release = copies.take({"model": tensors})
+        del loan  # comes back when there is other memory, or no file of that name any more
+        assert same_tensors(images, {"model": tensors})
+        release()
+        again, release = copies.take({"model": tensors})
+        assert addresses(again) == addresses(images)
+        release()
+        assert len(copies._slots[0].images) == len(names)
+
+
+def test_no_memory_for_one_of_several_files_leaves_nothing_half_laid_out(monkeypatch: pytest.MonkeyPatch):
+    copies = HostCopies(slots=1, limit=1)
+    known = {"a": torch.full((9000,), 7.0), "b": torch.full((9,), 8.0)}
+    other = {"a": torch.full((5,), 1.0), "b": torch.full((9000,), 2.0)}  # the first has memory, the second needs more
+    copies.take({"model": known})[1]()
+
+    def scarce(size: int) -> Any:
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "aligned_buffer", scarce)
+        with pytest.raises(OSError, match="Cannot allocate"):
+            copies.take({"model": other})
+    for tensors in (known, other):
+        images, release = copies.take({"model": tensors})
+        files = images["model"].files
+        written = {name: tensor for image in files for name, tensor in parse(image.memory[: image.size]).items()}
+        assert same_tensors({"model": written}, {"model": tensors})
+        release()
+
+
 def test_a_later_change_of_the_live_tensor_does_not_reach_the_copy():
     live = torch.ones(3, 4).t()  # not contiguous
     images, _ = HostCopies().take({"model": {"w": live}})
@@ -91,7 +131,7 @@ def test_memory_is_written_from_where_it_lies(tmp_path: Path, monkeypatch: pytes
     from esper_runtime.checkpoint import files
 
     images, _ = HostCopies().take({"model": {"w": torch.ones(3 * CHUNK)}})
-    image = images["model"]
+    [image] = images["model"].files
     seen = []
     real = files._write_at
     monkeypatch.setattr(
@@ -105,16 +145,17 @@ def test_memory_is_written_from_where_it_lies(tmp_path: Path, monkeypatch: pytes
 # Lent to a load
 
 
-def prepared(directory: Path, copies: HostCopies) -> Store:
-    store = Store(directory, run_uid="uid", attempt=1, verification="None")
+def prepared(directory: Path, copies: HostCopies, limit: int = MAX_FILE_BYTES) -> Store:
+    store = Store(directory, run_uid="uid", attempt=1, verification="None", max_file_bytes=limit)
     store.prepare()
     store.room = copies.lend
     return store
 
 
-def test_a_load_uses_the_memory_of_a_copy_and_the_next_copy_has_it_again(tmp_path: Path):
-    copies = HostCopies()
-    store = prepared(tmp_path, copies)
+@pytest.mark.parametrize("limit", [MAX_FILE_BYTES, TINY])
+def test_a_load_uses_the_memory_of_a_copy_and_the_next_copy_has_it_again(tmp_path: Path, limit: int):
+    copies = HostCopies(limit=limit)
+    store = prepared(tmp_path, copies, limit)
     data = training_state(7, elements=CHUNK // 8)
     images, release = copies.take(data.tensors)
     store.save(GenerationData(epoch=0, step=7, tensors=images))
@@ -154,7 +195,7 @@ def test_memory_that_came_back_makes_a_whole_file(tmp_path: Path):
 def test_memory_stays_lent_as_long_as_anything_refers_to_it():
     copies = HostCopies(slots=1)
     images, release = copies.take(training_state(1).tensors)
-    start = images["model"].memory.ctypes.data
+    start = images["model"].files[0].memory.ctypes.data
     release()
     del images
     holders: list[Any] = [copies.lend("model", 1)]
@@ -170,7 +211,7 @@ def test_memory_stays_lent_as_long_as_anything_refers_to_it():
         holders.append(derived(holders[-1]))
         del holders[0]
         images, release = copies.take(training_state(2).tensors)
-        assert images["model"].memory.ctypes.data != start
+        assert images["model"].files[0].memory.ctypes.data != start
         release()
         del images
 
@@ -178,7 +219,8 @@ def test_memory_stays_lent_as_long_as_anything_refers_to_it():
 def test_memory_of_a_copy_in_use_or_too_small_is_never_lent():
     copies = HostCopies(slots=1)
     images, release = copies.take(training_state(1).tensors)
-    start, length = images["model"].memory.ctypes.data, len(images["model"].memory)
+    [image] = images["model"].files
+    start, length = image.memory.ctypes.data, len(image.memory)
     assert copies.lend("model", 1).ctypes.data != start
     release()
     assert len(copies.lend("model", length + 1)) > length

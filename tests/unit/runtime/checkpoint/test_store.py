@@ -348,3 +348,11 @@ def test_one_save_is_one_manifest_commit(tmp_path: Path, monkeypatch: pytest.Mon
         "model.safetensors", "optimizer.safetensors", "aux.safetensors", "state.json", "manifest.json",
         ".tmp-gen-0000000001", "a00001",
     ]  # fmt: skip
+
+
+def test_a_model_that_no_file_can_hold_is_a_failed_export_that_leaves_the_earlier_one(tmp_path: Path):
+    first = store(tmp_path)
+    first.export({"w": torch.ones(3)}, {})
+    with pytest.raises(SaveError, match=r"the model was not exported: .*complex128"):
+        first.export({"w": torch.ones(3, dtype=torch.complex128)}, {})
+    assert sorted(entry.name for entry in (tmp_path / UID).iterdir()) == ["a00001", "export"]

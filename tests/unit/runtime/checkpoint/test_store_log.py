@@ -260,8 +260,8 @@ def test_checkpoints_of_the_release_before_are_read(tmp_path: Path):
     loaded = store.load_newest()
     assert loaded is not None
     assert same_tensors(loaded.tensors, training_state(10).tensors)
-    path.write_bytes(path.read_bytes().replace(b'"version": 1', b'"version": 3'))
-    with pytest.raises(NoValidCheckpointError, match="has version 3"):
+    path.write_bytes(path.read_bytes().replace(b'"version": 1', b'"version": 4'))
+    with pytest.raises(NoValidCheckpointError, match="has version 4"):
         store.load_newest()
     wal.close()
 

@@ -12,7 +12,7 @@ from esper_runtime.checkpoint import Store, Wal
 from esper_runtime.cli.export import verify as verify_export
 from esper_runtime.cli.main import app, guarded
 
-from tests.support.checkpoints import read_safetensors, training_state
+from tests.support.checkpoints import SPLIT_FILES, TINY, read_safetensors, training_state
 
 UID = "uid-1"
 
@@ -46,6 +46,18 @@ def volume(tmp_path: Path) -> Path:
         store.save(data)
     wal.close()
     return tmp_path / "volume"
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    """Steps 10 and 20, in parts."""
+    root = tmp_path / "split"
+    root.mkdir()
+    store = Store(root, run_uid=UID, attempt=1, max_file_bytes=TINY)
+    store.prepare()
+    for step in (10, 20):
+        store.save(training_state(step))
+    return root
 
 
 def generation(volume: Path, number: int) -> Path:
@@ -157,7 +169,9 @@ def test_errors_name_the_remedy(esper, volume: Path, tmp_path: Path, words, said
     assert said in err
 
 
-def test_it_needs_no_torch(volume: Path):
+@pytest.mark.parametrize("which", ["volume", "split"])
+def test_it_needs_no_torch(which: str, request: pytest.FixtureRequest):
+    volume: Path = request.getfixturevalue(which)
     code = (
         "import sys; from esper_runtime.cli.main import app\n"
         "for words in (['ls'], ['verify'], ['show'], ['export']):\n"
@@ -167,3 +181,80 @@ def test_it_needs_no_torch(volume: Path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(volume), str(volume.parent / "out")], capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+# In parts
+
+
+def test_all_parts_are_listed_verified_and_shown(esper, split: Path):
+    rows = json.loads(esper("ls", split, "-o", "json")[1])
+    on_disk = sum((generation(split, 2) / name).stat().st_size for name in SPLIT_FILES[:-1])
+    assert [(row["state"], row["files"], row["sizeBytes"]) for row in rows] == [("good", 7, on_disk)] * 2
+    assert esper("verify", split)[0] == 0
+    shown = json.loads(esper("show", split, "-o", "json")[1])["checkpoint"]
+    assert sorted(shown["files"]) == sorted(SPLIT_FILES[:-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "why"),
+    [
+        (lambda d: (d / SPLIT_FILES[1]).unlink(), SPLIT_FILES[1], "missing"),
+        (lambda d: shutil.copy(d / SPLIT_FILES[1], d / "model-00004-of-00004.safetensors"),
+         "model-00004-of-00004.safetensors", "not in the manifest"),
+    ],
+)  # fmt: skip
+def test_a_part_too_few_or_too_many_is_named_by_ls_verify_and_export(esper, split: Path, spoil, name: str, why: str):
+    spoil(generation(split, 2))
+    rows = json.loads(esper("ls", split, "-o", "json")[1])
+    assert (rows[0]["state"], rows[0]["problem"]) == ("corrupt", f"{name}: {why}")
+    code, out, _ = esper("verify", split)
+    assert code == 1
+    assert [line for line in out.splitlines() if line.startswith("corrupt")] == [
+        f"corrupt  a00001/gen-0000000002/{name}: {why}"
+    ]
+    code, _, err = esper("export", split, split.parent / "out", "--step", 20)
+    assert code == 1
+    assert name in err
+    assert "--step" in err
+
+
+def test_swapped_parts_are_named_by_verify(esper, split: Path):
+    one, other = (generation(split, 2) / name for name in SPLIT_FILES[3:5])
+    one.rename(other.with_name("aside"))
+    other.rename(one)
+    other.with_name("aside").rename(other)
+    code, out, _ = esper("verify", split)
+    assert code == 1
+    for name in SPLIT_FILES[3:5]:
+        assert f"corrupt  a00001/gen-0000000002/{name}: digest mismatch" in out
+
+
+def test_a_model_in_parts_is_exported_with_an_index(esper, split: Path, volume: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert esper("export", volume, out)[0] == 0
+    code, said, _ = esper("export", split, out)
+    assert code == 0
+    files = [*SPLIT_FILES[:3], "model.json", "model.safetensors.index.json"]
+    assert said.split() == [str(out / name) for name in files]
+    assert sorted(entry.name for entry in out.iterdir()) == files, "the model in one file that was there is gone"
+    verify_export(out)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    wanted = training_state(20).tensors["model"]
+    assert index["weight_map"].keys() == wanted.keys()
+    for name, file in index["weight_map"].items():
+        assert read_safetensors(out / file)[name][1] == list(wanted[name].shape)
+    expected = wanted["weight"].numpy().tobytes()
+    assert read_safetensors(out / index["weight_map"]["weight"])["weight"][2].tobytes() == expected
+    assert esper("export", volume, out)[0] == 0
+    assert sorted(entry.name for entry in out.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_damaged_part_is_not_exported_and_what_was_there_stays(esper, split: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert esper("export", split, out, "--step", 10)[0] == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    flip(generation(split, 2) / SPLIT_FILES[2])
+    code, _, err = esper("export", split, out, "--step", 20)
+    assert code == 1
+    assert f"{SPLIT_FILES[2]} is damaged" in err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

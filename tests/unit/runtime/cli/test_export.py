@@ -7,7 +7,7 @@ import tarfile
 import pytest
 import xxhash
 from esper_runtime.cli.backend import BackendError
-from esper_runtime.cli.export import copy_verified
+from esper_runtime.cli.export import copy_verified, opened_first
 from esper_runtime.cli.fetch import reader_pod, unpack
 
 
@@ -59,6 +59,69 @@ def test_a_damaged_export_is_refused_and_the_old_one_kept(export, tmp_path, dama
     with pytest.raises(BackendError, match=message):
         copy_verified(export, out)
     assert [(p.name, p.read_text()) for p in out.iterdir()] == [("model.safetensors", "old")]
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """An export in two parts."""
+    source = tmp_path / "parts"
+    source.mkdir()
+    contents = {
+        "model-00001-of-00002.safetensors": b"weights" * 100,
+        "model-00002-of-00002.safetensors": b"biases" * 100,
+        "model.safetensors.index.json": b"{}",
+    }
+    described = {}
+    for name, content in contents.items():
+        (source / name).write_bytes(content)
+        described[name] = {"size": len(content), "xxh3_128": xxhash.xxh3_128(content).hexdigest()}
+    index = described.pop("model.safetensors.index.json")
+    description = {"file": "model.safetensors.index.json", **index, "files": described}
+    (source / "model.json").write_text(json.dumps(description))
+    return source
+
+
+def test_an_export_in_parts_takes_the_place_of_one_in_one_file_and_back(export, parts, tmp_path):
+    out = tmp_path / "out"
+    for source in (export, parts, export):
+        copied = copy_verified(source, out)
+        names = sorted(p.name for p in source.iterdir())
+        assert [path.name for path in copied] == names
+        assert sorted(p.name for p in out.iterdir()) == names
+        assert opened_first(out).read_bytes() == opened_first(source).read_bytes()
+    assert (opened_first(parts).name, opened_first(export).name) == (
+        "model.safetensors.index.json", "model.safetensors",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: flip(d / "model-00002-of-00002.safetensors"), "model-00002-of-00002.safetensors: digest .* is not"),
+        (lambda d: (d / "model-00001-of-00002.safetensors").unlink(), "lacks model-00001-of-00002.safetensors"),
+        (lambda d: (d / "model.safetensors.index.json").write_bytes(b"[]"), "index.json: digest .* is not"),
+        (lambda d: (d / "model-00003-of-00003.safetensors").touch(), "model-00003-of-.* is no part of the export"),
+        (lambda d: (d / "model.safetensors").touch(), "model.safetensors is no part of the export"),
+        (lambda d: change(d, lambda said: said["files"].popitem()), "model-00002-of-.* is no part of the export"),
+        (lambda d: change(d, lambda said: said["files"].update(x=1)), "does not say which"),
+        (
+            lambda d: change(d, lambda said: said["files"].update({"../x": {"size": 1, "xxh3_128": ""}})),
+            "does not say which",
+        ),
+        (lambda d: change(d, lambda said: said.update(file=[])), "does not say which"),
+    ],
+)
+def test_an_export_in_parts_is_taken_whole_or_not_at_all(parts, tmp_path, damage, message):
+    damage(parts)
+    with pytest.raises(BackendError, match=message):
+        copy_verified(parts, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def change(directory, how):
+    description = json.loads((directory / "model.json").read_text())
+    how(description)
+    (directory / "model.json").write_text(json.dumps(description))
 
 
 def archive(*members):

@@ -12,8 +12,8 @@ from esper_runtime.local.errors import ManifestError
 from esper_runtime.local.state import StateDir
 
 COMMANDS = (
-    "run", "validate", "list", "status", "logs", "halt", "resume", "suspend", "fetch", "report", "checkpoint", "crd",
-    "version",
+    "run", "validate", "list", "status", "logs", "halt", "resume", "suspend", "fetch", "report", "checkpoint", "bus",
+    "crd", "version",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 import yaml
-from esper_runtime.cli.output import Format, age, cells, describe, show
+from esper_runtime.cli.output import Format, age, cells, describe, show, table
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 
@@ -60,6 +60,11 @@ def test_the_table_is_aligned():
     lines = show([FULL, run(phase="Pending")], Format.TABLE).splitlines()
     assert lines[0].index("EPOCH") == lines[1].index("3  ")
     assert not any(line.endswith(" ") for line in lines)
+
+
+def test_a_cell_cannot_speak_to_the_terminal():
+    shown = table([["\x1b[2Jgone", "a\nb"], ["\x9b31m", "größe"]], ["ONE", "TWO"])
+    assert shown.splitlines() == ["ONE        TWO", "\ufffd[2Jgone   a\ufffdb", "\ufffd31m       größe"]
 
 
 def test_documents_are_whole():

@@ -76,6 +76,7 @@ def test_collate_makes_the_batches_of_training():
     assert batch.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.row("T37")
 def test_precision_of_products_is_left_alone_on_a_cpu():
     """There it would change results: some CPUs round float32 products when asked for "high"."""
     before = torch.get_float32_matmul_precision()

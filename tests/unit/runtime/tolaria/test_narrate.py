@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from esper_leyline.events import MEANING, Level, RunEvent
+from esper_leyline.events import LEVELS, MEANING, Level, RunEvent
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.common_pb2 import ROLLBACK_TIER_FULL
@@ -156,3 +156,52 @@ def test_no_event_of_the_trainer_goes_untold():
         if not list(tell(event)):
             untold.append(kind)
     assert untold == ["boot"]
+
+
+def everything() -> list[pb.RuntimeEvent]:
+    """An event of every kind, phase, reason, component and outcome that there is."""
+    made = [pb.RuntimeEvent(transition=pb.Transition(to_phase=phase)) for phase in pb.RuntimePhase.values()]
+    made += [
+        pb.RuntimeEvent(recovery=pb.Recovery(kind=kind, cause=cause))
+        for cause in (RunReason.HANG, RunReason.NON_FINITE_LOSS)
+        for kind in pb.RecoveryKind.values()
+    ]
+    made += [pb.RuntimeEvent(checkpoint=pb.CheckpointState(last_error=error)) for error in ("", "full")]
+    for reason in RunReason:
+        for bad in (True, False):
+            made.append(pb.RuntimeEvent(notice=pb.Notice(reason=reason, message="m", warning=bad)))
+            made += [
+                pb.RuntimeEvent(degradation=pb.Degradation(component=part, degraded=bad, reason=reason, message="m"))
+                for part in ("tamiyo", "kasmina", "checkpoint", "tolaria", "snapshot")
+            ]
+    return [
+        *made,
+        pb.RuntimeEvent(epoch=pb.Progress()),
+        pb.RuntimeEvent(ack=EmergencyAck()),
+        pb.RuntimeEvent(failure=pb.Failure()),
+        pb.RuntimeEvent(completion=pb.Completion()),
+    ]
+
+
+@pytest.mark.row("K14")
+def test_whatever_happens_is_told_at_a_level_of_the_catalogue():
+    for event in everything():
+        for told in tell(event):
+            assert told.level in LEVELS[told.event], (told, event)
+    for name in RunEvent:
+        for wanted in (None, *Level):
+            (told,) = tell(pb.RuntimeEvent(notice=pb.Notice(warning=True)), name, wanted)
+            assert told.level in LEVELS[name], (name, wanted)
+
+
+@pytest.mark.row("K14")
+def test_the_word_of_a_level_that_only_some_survive_passes_everything_else():
+    raised = pb.RuntimeEvent(notice=pb.Notice(reason=RunReason.EMERGENCY_LEVEL_RAISED, message="m", warning=True))
+    assert [told.level for told in tell(raised, None, Level.CRITICAL)] == [Level.CRITICAL]
+    assert [told.level for told in tell(raised)] == [Level.WARNING]
+
+
+@pytest.mark.row("T22", "K07")
+def test_a_missed_deadline_has_a_name_of_its_own_and_is_critical():
+    told = notice(RunReason.RESTORE_FAILED, name=RunEvent.ROLLBACK_DEADLINE)
+    assert (told.event, told.level) == ("rollback_deadline_triggered", Level.CRITICAL)

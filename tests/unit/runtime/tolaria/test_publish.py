@@ -1,5 +1,6 @@
 """What the loop owes to watchers: how often, and what of an epoch becomes which gauge."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,8 @@ class Desk:
         self.clock, self.record, self.degradations = Clock(), Lines(), []
         self.metrics = Metrics(run_dir, monotonic=self.clock)
         self.sums = SimpleNamespace(steps=0, samples=0)
-        self.state: Any = SimpleNamespace(step=0, loss=1.0, clock=self.clock, sums=self.sums)
+        self.judge = SimpleNamespace(norm=math.nan)
+        self.state: Any = SimpleNamespace(step=0, loss=1.0, clock=self.clock, sums=self.sums, judge=self.judge)
         events: Any = SimpleNamespace(degradation=lambda name, **more: self.degradations.append((name, more)))
         self.publisher = Publisher(
             metrics=self.metrics,
@@ -143,3 +145,15 @@ def test_a_metrics_file_that_cannot_be_written_is_logged_once_and_tried_again(
     (tmp_path / paths.TRAINER_METRICS).rmdir()
     desk.step(1.5)
     assert "esper_tolaria_memory_usage_gb" in (tmp_path / paths.TRAINER_METRICS).read_text()
+
+
+def test_the_norm_of_the_gradient_is_told_every_second_and_at_the_end_of_an_epoch() -> None:
+    world = Desk()
+    world.publisher.epoch_ends(world.state)
+    assert world.metrics.value("tolaria.grad.norm_l2") is None
+    world.judge.norm = 2.5
+    world.publisher.after_step(world.state)
+    assert world.metrics.value("tolaria.grad.norm_l2") == 2.5
+    world.judge.norm = 3.5
+    world.publisher.epoch_ends(world.state)
+    assert world.metrics.value("tolaria.grad.norm_l2") == 3.5

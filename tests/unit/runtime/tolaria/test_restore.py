@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from esper_leyline.events import RunEvent
 from esper_leyline.phases import RestoreOutcome, RollbackTier
 from esper_leyline.reasons import RunReason
 from esper_leyline.runconfig import Rollback
@@ -97,8 +98,9 @@ class World:
         if self.unfit is not None:
             raise self.unfit("it does not fit")
 
-    def notice(self, reason: RunReason, message: str, *, warning: bool) -> None:
+    def notice(self, reason: RunReason, message: str, *, warning: bool, name: RunEvent) -> None:
         assert (reason, warning) == (RunReason.RESTORE_FAILED, True)
+        assert name in (RunEvent.RESTORE_FAILED, RunEvent.ROLLBACK_DEADLINE)
         self.notices.append(message)
 
     # What was counted

@@ -250,3 +250,61 @@ def test_a_breaker_is_forced_and_it_shows(ward: Ward, state: int):
     assert bool(ward.notices("BreakerOpened")) == (state == OPEN)
     ward.standing.force(Part.TAMIYO, CLOSED, "by command")
     assert bool(ward.notices("BreakerClosed")) == (state != CLOSED)
+
+
+# Every mode has its event and its metric
+
+
+@pytest.mark.row("T43")
+def test_conservative_mode_is_told_and_shown_when_it_begins_and_when_it_ends(ward: Ward):
+    ward.standing.advised(conservative=True, message="tamiyo: worse and worse")
+    assert ("tolaria.conservative_mode_entered", "WARNING") in ward.named()
+    assert ward.metrics.value("tolaria.mode.conservative") == 1
+    ward.standing.advised(conservative=False, message="better")
+    assert ward.named()[-1] == ("tolaria.conservative_mode_cleared", "INFO")
+    assert ward.metrics.value("tolaria.mode.conservative") == 0
+
+
+@pytest.mark.row("T43")
+@pytest.mark.parametrize("part", list(Part))
+def test_each_breaker_is_told_and_shown_when_it_opens_and_when_it_closes(ward: Ward, part: Part):
+    trip(ward, part)
+    assert [level for name, level in ward.named() if name == "tolaria.breaker_opened"] == ["WARNING"]
+    assert ward.metrics.value("tolaria.breaker.state", name=part) == OPEN
+    ward.standing.repaired(part)
+    assert ward.metrics.value("tolaria.breaker.state", name=part) == HALF_OPEN
+    ward.standing.succeeded(part)
+    assert [level for name, level in ward.named() if name == "tolaria.breaker_closed"] == ["INFO"]
+    assert ward.metrics.value("tolaria.breaker.state", name=part) == CLOSED
+
+
+@pytest.mark.row("T43", "K14")
+@pytest.mark.parametrize(
+    ("reason", "level", "severity"),
+    [
+        (RunReason.FEATURE_FALLBACK, 1, "WARNING"),
+        (RunReason.VALIDATION_REGRESSION, 2, "WARNING"),
+        (RunReason.NON_FINITE_LOSS, 3, "CRITICAL"),
+    ],
+)
+def test_each_emergency_level_is_told_as_bad_as_it_is_and_shown(
+    ward: Ward, reason: RunReason, level: int, severity: str
+):
+    ward.standing.anomaly(reason, "m")
+    assert ward.named()[0] == ("tolaria.emergency.escalated", severity)
+    assert ward.metrics.value("tolaria.emergency.level") == level
+    ward.clock.pass_s(10.0)
+    ward.standing.anomaly(reason, "once more")
+    ward.standing.boundary(healthy=False)
+    assert [found for name, found in ward.named() if name == "tolaria.emergency.escalated"] == [severity] * 2
+
+
+@pytest.mark.row("T43")
+def test_a_halt_is_told_critical_and_shown_and_a_lower_level_is_told(ward: Ward, tmp_path: Path):
+    ward.standing.halted(RunReason.RESTORE_FAILED, "m")
+    assert ward.named()[0] == ("tolaria.emergency.escalated", "CRITICAL")
+    assert ward.metrics.value("tolaria.emergency.halt") == 1
+    ward.facts._wal.close()
+    later = Ward(tmp_path)
+    assert ("tolaria.emergency.deescalated", "INFO") in later.named()
+    assert later.metrics.value("tolaria.emergency.halt") == 0

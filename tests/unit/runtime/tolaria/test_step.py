@@ -1,5 +1,6 @@
 """Steps that accumulate, scale and clip, against a plain PyTorch loop that does the same, bit for bit."""
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,27 @@ def test_a_refused_step_leaves_the_scale_alone(tmp_path: Path):
 def test_an_optimizer_that_evaluates_again_cannot_be_scaled(tmp_path: Path):
     with pytest.raises(Exception, match=r"float16.*LBFGS.*bfloat16"):
         assembled(tmp_path, {"precision": "float16", "optimizer": "lbfgs"})
+
+
+@pytest.mark.row("T11")
+@pytest.mark.parametrize("optimizer", ["sgd", "per-tensor"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_value_that_is_not_finite_in_one_of_the_gradients_keeps_the_step_from_all_weights(
+    tmp_path: Path, value: float, optimizer: str
+):
+    parts, state = assembled(tmp_path, {"optimizer": optimizer})
+    parameters = list(state.model.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+
+    def spoiled(gradient: torch.Tensor) -> torch.Tensor:
+        copy = gradient.clone()
+        copy.view(-1)[-1] = value
+        return copy
+
+    parameters[-1].register_hook(spoiled)
+    verdict = parts.step.run(state.loader.take(), state).verdict
+    assert (verdict.call, verdict.reason) == (Call.BAD, "NonFiniteGradient")
+    assert all(torch.equal(kept, parameter) for kept, parameter in zip(before, parameters, strict=True))
 
 
 @pytest.mark.row("T11")

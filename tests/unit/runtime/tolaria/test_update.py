@@ -284,6 +284,25 @@ def test_moments_lie_in_one_buffer_once_somebody_looks(monkeypatch: pytest.Monke
     assert all(first[name].shape == arena.buffer.shape for name in moments)
 
 
+@pytest.mark.parametrize("change", ["another tensor", "other memory"])
+def test_moments_that_were_moved_elsewhere_are_brought_back(monkeypatch: pytest.MonkeyPatch, change: str):
+    monkeypatch.setattr("esper_runtime.tolaria.update.PIECE_ELEMENTS", 64)
+    model = net()
+    update = Update(model, AdamW(model.parameters()))
+    ours(model, update, end=2)
+    moments = update.live_state()[1]
+    (whole,) = (tensor for name, tensor in moments.items() if name.endswith(".exp_avg"))
+    state = next(state for state in reversed(list(update.optimizer.state.values())))
+    values = state["exp_avg"] + 1.0
+    if change == "another tensor":
+        state["exp_avg"] = values
+    else:
+        state["exp_avg"].data = values
+    assert update.live_state()[1].keys() == moments.keys()
+    assert torch.equal(state["exp_avg"], values)
+    assert state["exp_avg"].untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
 def test_autograds_memory_is_given_back_before_the_next_backward(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("esper_runtime.tolaria.update.PIECE_ELEMENTS", 16)
     model = net()

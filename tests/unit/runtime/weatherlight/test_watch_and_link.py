@@ -31,7 +31,7 @@ class Watching:
         self.state_dir.mkdir()
         self.clock = FakeClock()
         metrics = Metrics(CollectorRegistry())
-        self.recorder = Recorder(IDENTITY, ReportLog(self.state_dir), report_key(), self.clock, metrics)
+        self.recorder = Recorder(IDENTITY, ReportLog(self.state_dir), report_key, self.clock, metrics)
         self.drained = 0
         self.link = SupervisorLink(
             self.run_dir / paths.WEATHERLIGHT_SOCKET, self.state_dir, self.recorder, metrics, drain=self._drain
@@ -126,9 +126,44 @@ def test_one_that_said_goodbye_is_not_missed(watching: Watching):
     assert watching.deaths() == 1
 
 
+async def listening(watching: Watching) -> asyncio.Task[None]:
+    task = asyncio.create_task(watching.link.run())
+    await until((watching.run_dir / paths.WEATHERLIGHT_SOCKET).exists)
+    return task
+
+
+async def ended(link: asyncio.Task[None]) -> None:
+    link.cancel()
+    await asyncio.gather(link, return_exceptions=True)
+    assert link.cancelled()
+
+
+def test_a_link_that_is_ended_or_begun_again_is_nobody_s_death(watching: Watching):
+    async def scenario() -> None:
+        link = await listening(watching)
+        watching.runs()
+        reader, writer = await asyncio.open_unix_connection(watching.run_dir / paths.WEATHERLIGHT_SOCKET)
+        writer.write(b"tolaria 0 1\n")
+        await until(lambda: watching.link.connected)
+        await ended(link)
+        assert not watching.link.connected
+        await reader.read()  # its end is seen on the other side
+        writer.close()
+        (watching.run_dir / paths.WEATHERLIGHT_SOCKET).unlink(missing_ok=True)
+        link = await listening(watching)
+        _, writer = await asyncio.open_unix_connection(watching.run_dir / paths.WEATHERLIGHT_SOCKET)
+        writer.write(b"tolaria 0 1\n")
+        await until(lambda: watching.link.connected)
+        assert watching.deaths() == 0
+        await ended(link)
+        writer.close()
+
+    asyncio.run(scenario())
+
+
 def test_the_end_of_the_connection_is_the_death_at_once_after_the_last_events(watching: Watching):
     async def scenario() -> None:
-        await watching.link.start()
+        link = await listening(watching)
         watching.runs()
         _, writer = await asyncio.open_unix_connection(watching.run_dir / paths.WEATHERLIGHT_SOCKET)
         writer.write(b"tolaria 0 1\n")
@@ -138,7 +173,7 @@ def test_the_end_of_the_connection_is_the_death_at_once_after_the_last_events(wa
         writer.close()
         await until(lambda: watching.deaths() == 1)  # nobody looks any more: the event alone tells
         assert watching.drained == 1
-        await watching.link.stop()
+        await ended(link)
 
     asyncio.run(scenario())
 
@@ -149,7 +184,7 @@ def test_the_end_of_the_connection_is_the_death_at_once_after_the_last_events(wa
 )
 def test_who_does_not_say_who_it_is_counts_for_nothing(watching: Watching, said: bytes):
     async def scenario() -> None:
-        await watching.link.start()
+        link = await listening(watching)
         watching.runs()
         reader, writer = await asyncio.open_unix_connection(watching.run_dir / paths.WEATHERLIGHT_SOCKET)
         writer.write(said)
@@ -158,6 +193,6 @@ def test_who_does_not_say_who_it_is_counts_for_nothing(watching: Watching, said:
         writer.close()
         assert not watching.link.connected
         assert watching.deaths() == 0
-        await watching.link.stop()
+        await ended(link)
 
     asyncio.run(scenario())

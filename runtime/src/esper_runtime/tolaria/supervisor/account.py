@@ -3,6 +3,7 @@
 A death goes to the record first: nobody else knows of one that the record lacks, should the container be killed next.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from esper_leyline import paths
 from esper_leyline.events import Level, RunEvent
 from esper_leyline.exitcodes import ExitCode
+from esper_leyline.incidents import FIELD
 from esper_leyline.pages import Heartbeat
 from esper_leyline.v1 import report_pb2 as pb
 
@@ -33,11 +35,15 @@ class Account:
         self._totals = totals
         self._evidence = evidence
 
-    def restart(self, action: core.ReportRestart, *, phase: pb.RuntimePhase, step: int) -> str:
+    def restart(self, action: core.ReportRestart, *, phase: pb.RuntimePhase, step: int, incident: str) -> str:
         """A death, or a start that was refused, and another start follows. Gives it in words, for the log."""
+        with self._events.incident(incident):
+            return self._restart(action, phase, step, incident)
+
+    def _restart(self, action: core.ReportRestart, phase: pb.RuntimePhase, step: int, incident: str) -> str:
         death, words = action.death, _words(action.death, step)
         message = _lines_of(words, self._more(death))
-        self._write_failed(death, message, step)
+        self._write_failed(death, message, step, {FIELD: incident} if incident else {})
         if not death.refused:
             self._totals.add_restart(action.restart.cause, step)
         self._events.failure(reason=death.cause, message=message, exit_code=death.exit_code, step=step)
@@ -60,7 +66,7 @@ class Account:
         death, step = finish.death, word.step or 0
         ended = {"reason": word.reason, "message": word.message, "exitCode": word.exit_code}
         if death is not None and death.status not in FINAL_CODES and finish.end.exit_code not in _ORDERED:
-            self._write_failed(death, _lines_of(_words(death, step), self._more(death)), step)
+            self._write_failed(death, _lines_of(_words(death, step), self._more(death)), step, {})
         to_phase = _ORDERED.get(finish.end.exit_code, pb.RUNTIME_PHASE_FAILED)
         if to_phase == pb.RUNTIME_PHASE_FAILED:
             if not recorded:
@@ -73,8 +79,8 @@ class Account:
         if not recorded:
             self._lines.add(RunEvent.ENDED, level=Level.INFO, step=step, **ended, savedStep=word.saved_step)
 
-    def _write_failed(self, death: Death, message: str, step: int) -> None:
-        fields: dict[str, Any] = {"reason": death.cause, "message": message}
+    def _write_failed(self, death: Death, message: str, step: int, more: Mapping[str, str]) -> None:
+        fields: dict[str, Any] = {"reason": death.cause, "message": message, **more}
         if not death.refused:
             fields["exitCode"] = death.exit_code
         if death.hung and self._evidence.file:

@@ -6,7 +6,8 @@ What is told here goes to the run's record too, but for failures: there a death 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from esper_leyline.journal import JournalWriter
@@ -14,6 +15,7 @@ from esper_leyline.pages import EmergencyRecord
 from esper_leyline.v1 import report_pb2 as pb
 from esper_leyline.v1.emergency_pb2 import ACK_STAGE_DONE, ACK_STAGE_SEEN, AckStage, EmergencyAck
 
+from esper_runtime.tolaria.narrate import label, tell
 from esper_runtime.tolaria.supervisor.lines import Lines
 
 WRITER = "supervisor"
@@ -39,6 +41,16 @@ class Events:
         self._counters = counters
         self._wall_s = wall_s
         self._monotonic_ns = monotonic_ns
+        self._incident = ""
+
+    @contextmanager
+    def incident(self, name: str) -> Iterator[None]:
+        """What is told meanwhile is part of that incident."""
+        self._incident = name
+        try:
+            yield
+        finally:
+            self._incident = ""
 
     def boot(self, *, attempt: int, rank: int, incarnation: int, world_size: int) -> None:
         boot = pb.Boot(attempt=attempt, rank=rank, incarnation=incarnation, world_size=world_size)
@@ -68,8 +80,9 @@ class Events:
 
     def acknowledge(self, record: EmergencyRecord, *, run_uid: str, attempt: int, rank: int, step: int) -> None:
         """SEEN and DONE at once: the trainer is gone, so it has stopped and nothing else will happen."""
-        for stage in (ACK_STAGE_SEEN, ACK_STAGE_DONE):
-            self._acknowledge(stage, record, run_uid=run_uid, attempt=attempt, rank=rank, step=step)
+        with self.incident(record.signal_id):
+            for stage in (ACK_STAGE_SEEN, ACK_STAGE_DONE):
+                self._acknowledge(stage, record, run_uid=run_uid, attempt=attempt, rank=rank, step=step)
 
     def _acknowledge(
         self, stage: AckStage, record: EmergencyRecord, *, run_uid: str, attempt: int, rank: int, step: int
@@ -98,7 +111,9 @@ class Events:
     def _write(self, event: pb.RuntimeEvent) -> None:
         event.writer = WRITER
         event.monotonic_ns = self._monotonic_ns()
+        event.incident = self._incident
         self._stamp(event.time.FromNanoseconds)
+        label(event, tell(event))
         if event.WhichOneof("event") != "failure":
             self._lines.tell(event)
         counters = self._counters()

@@ -21,6 +21,8 @@ MAX_STRIDE_S = 2.5
 """The most that one look can add: a longer gap means that the watcher was not running either."""
 LOOK_S = 0.25
 """How often a trainer that makes steps is looked at."""
+LEARNING_LOOK_S = 0.05
+"""And how often before it is known how long a step takes: of short epochs many looks fall into validation."""
 LEAST_LOOK_S = 0.01
 MAX_ALERT_STRIDE_S = 2 * LOOK_S
 """The same as MAX_STRIDE_S for the short limit, under which a starved watcher must not kill a starved trainer."""
@@ -134,6 +136,8 @@ class HangWatch:
         self._seen: _Seen | None = None
         self._doubt: _Doubt | None = None
         self._found_early = False
+        self._training = False
+        """At the last look; validation is part of it."""
 
     def successor(self, *, now_s: float) -> "HangWatch":
         """For the next trainer of this container."""
@@ -155,10 +159,12 @@ class HangWatch:
 
     @property
     def look_at_s(self) -> float:
-        """When to look again at the latest, for the sake of the short limit; infinite when it does not apply."""
-        if self._seen is None:
+        """When to look again at the latest, for the sake of the short limit; infinite while nothing trains."""
+        if not self._training:
             return math.inf
         due_s = self.limit_s - self._alert_s
+        if due_s == math.inf:
+            return self._looked_s + LEARNING_LOOK_S
         return self._looked_s + (min(LOOK_S, max(due_s, LEAST_LOOK_S)) if due_s > 0 else LOOK_S)
 
     def look(self, beat: Heartbeat | None, *, now_s: float, pulse: Pulse | None = None) -> str:
@@ -170,6 +176,7 @@ class HangWatch:
             return ""
         fresh = beat.beat_ns != self._beat_ns
         self._beat_ns = beat.beat_ns
+        self._training = beat.phase == pb.RUNTIME_PHASE_RUNNING
         if beat.phase in _NOT_JUDGED:
             self.silent_s = self._stuck_s = self._alert_s = 0.0
             self._step = self._seen = self._doubt = None

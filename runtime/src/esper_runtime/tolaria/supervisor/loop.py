@@ -14,6 +14,7 @@ from typing import assert_never, cast
 
 from esper_leyline import env, paths
 from esper_leyline.exitcodes import ExitCode
+from esper_leyline.incidents import FIELD, incident_at
 from esper_leyline.pages import MAX_SLOTS, EmergencyRecord, Heartbeat, Page, PageError
 from esper_leyline.reasons import RunReason
 from esper_leyline.v1 import report_pb2 as pb
@@ -77,6 +78,8 @@ class Supervisor:
         self._trainer: int | None = None
         self._recovery: core.Recovery | None = None
         """Of the newest start."""
+        self._incident = ""
+        """Of the newest death."""
         self._running_since_s: float | None = None
         """Of the living trainer; None before its first step."""
         self._restart_s: float | None = None
@@ -336,6 +339,7 @@ class Supervisor:
         recovery = self._recovery if start == self._starts else None
         if recovery is not None:
             told[env.RECOVERY_CAUSE] = recovery.cause
+            told[env.RECOVERY_INCIDENT] = self._incident
             told[env.RECOVERY_DETECTED_NS] = str(int(recovery.detected_s * 1e9))
             if recovery.step is not None:
                 told[env.RECOVERY_STEP] = str(recovery.step)
@@ -346,8 +350,13 @@ class Supervisor:
             os.kill(self._trainer, number)
 
     def _report_restart(self, action: core.ReportRestart) -> None:
-        words = self._account.restart(action, phase=self._phase(action.death), step=self._step())
-        log.warning("%s; starting it again in %.0f s", words, action.restart.delay_s)
+        if not action.death.refused:
+            here = (self._settings.attempt, self._settings.rank, self._incarnation, self._starts)
+            self._incident = incident_at(self._settings.run_uid, *here)
+        phase, step = self._phase(action.death), self._step()
+        words = self._account.restart(action, phase=phase, step=step, incident=self._incident)
+        told = {FIELD: self._incident}
+        log.warning("%s; starting it again in %.0f s", words, action.restart.delay_s, extra=told)
 
     def _acknowledge(self, record: EmergencyRecord) -> None:
         settings = self._settings

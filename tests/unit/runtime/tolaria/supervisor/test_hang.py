@@ -66,6 +66,21 @@ def test_a_quiet_trainer_is_noticed_within_three_steps_and_a_second(step_s: floa
     assert 3 * step_s < looker.noticed_s() <= 3 * step_s + 1.0
 
 
+@pytest.mark.parametrize("into_epoch", [1, 8, 15])
+def test_epochs_shorter_than_a_look_say_soon_enough_how_long_a_step_takes(into_epoch: int):
+    """Nearly half of the time is validation, in which no step is made and nothing is learnt."""
+    looker = Looker()
+    for _ in range(135):  # five seconds
+        looker.validating = False
+        assert looker.steps(20, 0.001) == ""
+        looker.validating = True
+        looker.beats(step=False)
+        assert looker.quiet(0.017) == ""
+    looker.validating = False
+    assert looker.steps(into_epoch, 0.001) == ""
+    assert looker.noticed_s() <= 1.0 + 3 * looker.watch.times.p99_s
+
+
 def test_before_fifty_steps_only_the_heartbeat_limit_counts():
     looker = Looker()
     assert looker.steps(49, 0.1) == ""

@@ -1,36 +1,10 @@
-"""Metrics of the runtime, declared once: whoever exports, scrapes, draws or alarms takes the names from here.
+"""Of one trainer process, and of the supervisor that serves them beside its own."""
 
-A name is written with dots; Prometheus has it with underscores behind `esper_`.
-"""
+from esper_leyline.metrics.model import Metric, MetricKind, each
 
-from dataclasses import dataclass
-from enum import StrEnum
-
-BOUNDARY_BUCKETS_MS = (1.0, 2.0, 5.0, 10.0, 12.0, 15.0, 18.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 2000.0)
+BOUNDARY_BUCKETS_MS = (1.0, 2.0, 5.0, 10.0, 12.0, 15.0, 18.0, 25.0, 30.0, 50.0, 100.0, 250.0, 1000.0, 2000.0)
+"""18 and 30 are the objectives of a whole boundary and of a command's part of it."""
 ROLLBACK_BUCKETS_MS = (1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 5000.0, 12000.0)
-
-
-class MetricKind(StrEnum):
-    GAUGE = "gauge"
-    COUNTER = "counter"
-    HISTOGRAM = "histogram"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """`labels` are the names of its labels; `buckets` are upper bounds of a histogram."""
-
-    name: str
-    kind: MetricKind
-    unit: str
-    text: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-
-    @property
-    def prometheus(self) -> str:
-        return "esper_" + self.name.replace(".", "_")
-
 
 _G, _C, _H = MetricKind.GAUGE, MetricKind.COUNTER, MetricKind.HISTOGRAM
 
@@ -78,6 +52,7 @@ TOLARIA: tuple[Metric, ...] = (
         "1",
         "Boundaries over budget, by the part that was over its own",
         ("part",),
+        known=each(("assembly", "tamiyo", "apply", "guard")),
     ),
     Metric("tolaria.breaker.state", _G, "state", "1 closed, 2 open, 3 half-open", ("name",)),
     Metric("tolaria.mode.conservative", _G, "bool", "Conservative mode"),
@@ -126,7 +101,14 @@ TOLARIA: tuple[Metric, ...] = (
     Metric(
         "tolaria.checkpoint.durability_mode", _G, "mode", "How writes are made durable: 1 O_DSYNC, 2 fsync, 0 unknown"
     ),
-    Metric("tolaria.telemetry.dropped_total", _C, "1", "Telemetry dropped by a bound", ("priority",)),
+    Metric(
+        "tolaria.telemetry.dropped_total",
+        _C,
+        "1",
+        "Telemetry dropped by a bound",
+        ("priority",),
+        known=each(("LOW", "NORMAL", "HIGH", "CRITICAL")),
+    ),
     # The names of the design's first page; its tolaria_rollback_duration_ms is the histogram above
     Metric("tolaria.epochs_completed_total", _C, "1", "Epochs closed"),
     Metric("tolaria.rollbacks_initiated_total", _C, "1", "Rollbacks begun"),
@@ -138,23 +120,18 @@ TOLARIA: tuple[Metric, ...] = (
     Metric("tolaria.epoch_duration_seconds", _G, "s", "Epoch closed last"),
     Metric("tolaria.checkpoint_duration_seconds", _G, "s", "Last save"),
 )
-BY_NAME: dict[str, Metric] = {metric.name: metric for metric in TOLARIA}
 
-
-def reference() -> str:
-    """docs/reference/runtime-metrics.md."""
-    lines = [
-        "# Metrics of the runtime",
-        "",
-        "Of one trainer process; its supervisor serves them at `/metrics`. A metric appears when it is first set, and",
-        "counters begin at 0 with each process. At the end of each epoch those without labels are in the run's record,",
-        "by their dotted names. Generated from `esper_leyline.metrics`; do not edit.",
-        "",
-        "| Name | Prometheus | Type | Unit | Labels | Meaning |",
-        "|---|---|---|---|---|---|",
-    ]
-    for metric in TOLARIA:
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        names = f"`{metric.name}` | `{metric.prometheus}`"
-        lines.append(f"| {names} | {metric.kind} | {metric.unit} | {labels} | {metric.text}. |")
-    return "\n".join(lines) + "\n"
+SUPERVISOR: tuple[Metric, ...] = (
+    Metric("tolaria.trainer_starts_total", _C, "1", "Starts of the trainer in this container"),
+    Metric("tolaria.in_place_restarts_total", _C, "1", "Restarts after a death"),
+    Metric("tolaria.hangs_total", _C, "1", "Hangs noticed"),
+    Metric("tolaria.trainer_step", _G, "1", "Step of the newest heartbeat"),
+    Metric("tolaria.trainer_silent_seconds", _G, "s", "Watched time since the newest heartbeat"),
+    Metric("tolaria.weatherlight_connected", _G, "bool", "1 while connected to weatherlight"),
+    Metric("tolaria.incarnation", _G, "1", "Starts of this container in this attempt"),
+    Metric("tolaria.spare_ready", _G, "bool", "1 while a spare trainer waits"),
+    Metric("tolaria.spare_starts_total", _C, "1", "Spare trainers begun"),
+    Metric(
+        "tolaria.trainer_restart_seconds", _G, "s", "Last restart, from the noticed death to the first step after it"
+    ),
+)
