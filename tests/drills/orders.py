@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from esper_leyline.paths import KASMINA_SOCKET, TAMIYO_SOCKET
 from esper_leyline.reasons import CommandRejection
-from esper_leyline.signing import Role, SigningKey, sign_command
+from esper_leyline.signing import TAMIYO_PRIVATE, TAMIYO_PUBLIC, Role, SigningKey, announced, sign_command
 from esper_leyline.v1.command_pb2 import (
     COMMAND_TYPE_NO_OPERATION,
     AdaptationCommand,
@@ -17,13 +17,17 @@ from esper_leyline.v1.command_pb2 import (
     SignedCommand,
 )
 from esper_leyline.v1.telemetry_pb2 import SystemStatePacket
+from esper_runtime.local.volumes import project
 from esper_runtime.tolaria import rpc
 
 from tests.drills.drill import Drill, Notes
-from tests.drills.stage import Stage
+from tests.drills.stage import STEPS_PER_EPOCH, Stage
 
 ANSWER_S: Final = 10.0
 ROLLBACKS: Final = 3
+ROTATIONS: Final = 2
+_ACCEPTED: Final = "sum(esper_kasmina_command_verifier_accepted_total)"
+_REFUSED: Final = "sum(esper_kasmina_command_verifier_rejections_total)"
 
 
 class Intruder:
@@ -51,7 +55,7 @@ class Intruder:
         packet = SystemStatePacket(version=1, packet_id=self.packet_id(), training_run_id=self.uid)
         return self._tamiyo.Evaluate(packet, timeout=ANSWER_S)
 
-    def forged(self) -> SignedCommand:
+    def forged(self, key: SigningKey) -> SignedCommand:
         """A command that is right in all but its key."""
         packet_id = self.packet_id()
         command = AdaptationCommand(
@@ -62,7 +66,7 @@ class Intruder:
             metadata=DecisionMetadata(training_run_id=self.uid, packet_id=packet_id),
         )
         command.issued_at.GetCurrentTime()
-        return sign_command(command, run_uid=self.uid, key=SigningKey.derive(b"x" * 32, self.uid, Role.TAMIYO))
+        return sign_command(command, run_uid=self.uid, key=key)
 
 
 @contextmanager
@@ -70,7 +74,8 @@ def false_commands(stage: Stage, notes: Notes) -> Iterator[None]:
     """One with another key, and a good one a second time."""
     intruder = Intruder(stage)
     try:
-        verdicts = [intruder.submit(intruder.forged())]
+        foreign = SigningKey.derive(b"x" * 32, intruder.uid, Role.TAMIYO)
+        verdicts = [intruder.submit(intruder.forged(foreign))]
         replayed = intruder.recorded()
         assert intruder.submit(replayed).accepted, "the recorded one is good the first time"
         verdicts.append(intruder.submit(replayed))
@@ -79,6 +84,30 @@ def false_commands(stage: Stage, notes: Notes) -> Iterator[None]:
     reasons = [CommandRejection(verdict.reason).value for verdict in verdicts]
     assert not any(verdict.accepted for verdict in verdicts), reasons
     notes.add(f"refused: {', '.join(reasons)}")
+    yield
+
+
+@contextmanager
+def key_rotation(stage: Stage, notes: Notes) -> Iterator[None]:
+    """Tamiyo's keys are rotated while it trains; then somebody comes with the key that was in force at first."""
+    intruder = Intruder(stage)
+    seed, uid = (stage.laptop.state / "seed").read_bytes(), intruder.uid
+    try:
+        for generation in range(2, 2 + ROTATIONS):
+            public = announced(seed, uid, Role.TAMIYO, generation)
+            private = SigningKey.derive(seed, uid, Role.TAMIYO, generation).to_text()
+            for item, text in ((TAMIYO_PUBLIC, public), (TAMIYO_PRIVATE, private)):
+                project(stage.keys(item), {item: text.encode()}, mode=0o600)
+                stage.train(2 * STEPS_PER_EPOCH)  # boundaries while only one of them knows
+        refused = stage.value(_REFUSED)
+        assert refused == 0, f"{refused:.0f} commands were refused in a rotation"
+        verdict = intruder.submit(intruder.forged(SigningKey.derive(seed, uid, Role.TAMIYO)))
+    finally:
+        intruder.close()
+    assert not verdict.accepted
+    before = stage.value(_ACCEPTED)
+    stage.until(lambda: stage.value(_ACCEPTED) > before, "commands under the newest key")
+    notes.add(f"{ROTATIONS} rotations refused no command; the old key: {CommandRejection(verdict.reason).value}")
     yield
 
 
@@ -116,6 +145,12 @@ DRILLS: Final = (
         harm="kasmina gets a forged command and a replayed one",
         alerts=("KasminaCommandForged",),
         fault=false_commands,
+    ),
+    Drill(
+        name="key-rotation",
+        harm="Tamiyo's keys are rotated; then a command comes under the retired one",
+        alerts=("KasminaCommandForged",),
+        fault=key_rotation,
     ),
     Drill(
         name="halt",

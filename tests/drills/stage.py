@@ -196,6 +196,11 @@ class Stage:
     def run_dir(self) -> Path:
         return self.laptop.scratch()[0] / "run"
 
+    def keys(self, item: str) -> Path:
+        """The directory that shows `item` of the run's keys to the container that has it."""
+        (found,) = {path.parent for path in self.laptop.scratch()[0].rglob(item) if path.is_symlink()}
+        return found
+
     def train(self, steps: int) -> None:
         """Waits until it is so many steps further, as its status tells."""
         there = self.laptop.step() + steps

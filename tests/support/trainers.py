@@ -25,6 +25,8 @@ from esper_runtime.tolaria.outcome import Outcome
 from esper_runtime.tolaria.place import Place
 from esper_runtime.tolaria.state import TrainState
 
+from tests.support.waiting import PATIENT_S
+
 CODE = Path(__file__).with_name("tinycode")
 UID = "0f0e0d0c-run"
 PAUSED = Outcome(exit_code=ExitCode.DRAINED, reason=RunReason.DRAINED)
@@ -179,10 +181,10 @@ def _to_the_end(parts: Parts, state: TrainState) -> Outcome:
 def close(parts: Parts) -> None:
     """Ends the threads of a trainer that was assembled in this process."""
     parts.step.close()
-    parts.checkpoints.close(5.0)
+    parts.checkpoints.close(PATIENT_S)
     if parts.epoch_end.handshake is not None:
         parts.epoch_end.handshake.close()
-    parts.publisher.close(5.0)
+    parts.publisher.close(PATIENT_S)
 
 
 class Turns:

@@ -32,7 +32,7 @@ class Traces:
         self._laptop = laptop
 
     def in_record(self, incident: str) -> set[str]:
-        (path,) = self._laptop.state.rglob("record.jsonl")
+        (path,) = self._laptop.state.glob("checkpoints/*/record.jsonl")
         return {line["event"] for line in record.read(path) if line["fields"].get(FIELD) == incident}
 
     def in_events(self, incident: str) -> set[str]:
@@ -44,7 +44,7 @@ class Traces:
         return {event.name for packet in found for event in packet.events}
 
     def in_log(self, container: str, incident: str) -> list[str]:
-        logs = self._laptop.state.rglob(f"{container}.log")
+        logs = (self._laptop.state / "logs").rglob(f"{container}.log")
         return [line for path in logs for line in path.read_text().splitlines() if f"[{FIELD} {incident}]" in line]
 
     def _packets(self) -> Iterator[tuple[BusEnvelope, TelemetryPacket]]:
@@ -135,7 +135,7 @@ def test_an_id_finds_nothing_else(lived, what: str) -> None:
 
 def test_nothing_is_said_of_an_incident_when_nothing_is_wrong(lived) -> None:
     laptop, _ = lived
-    (path,) = laptop.state.rglob("record.jsonl")
+    (path,) = laptop.state.glob("checkpoints/*/record.jsonl")
     lines = [line for line in record.read(path) if line["event"] in (RunEvent.EPOCH, RunEvent.STARTED)]
     assert lines
     assert not [line for line in lines if FIELD in line["fields"]]

@@ -18,6 +18,7 @@ from esper_runtime.tolaria.stability import Part
 
 from tests.support.standing import Clock
 from tests.support.trainers import PAUSED, Pod, Turns
+from tests.support.waiting import PATIENT_S
 
 SLOW_MS = 25.0
 BATCHES = 16
@@ -329,7 +330,7 @@ def test_a_halt_that_was_decided_before_holds_before_the_first_step(tmp_path: Pa
     first.epochs()
     first.standing.halted(RunReason.RESTORE_FAILED, "nothing verifies")
     first.standing._facts._wal.close()
-    first.parts.checkpoints.close(5.0)
+    first.parts.checkpoints.close(PATIENT_S)
     first.pod.trainer_start = 2
     parts, state = first.pod.assemble()
     step = state.step

@@ -17,6 +17,7 @@ from esper_runtime.tolaria.rollback import Trouble
 from esper_runtime.tolaria.state import TrainState
 
 from tests.support.trainers import PAUSED, UID, Pod, Turns, same_bits
+from tests.support.waiting import PATIENT_S
 
 STEP = 33
 EPOCHS = 4
@@ -198,9 +199,9 @@ def finite(pod: Pod) -> bool:
 
 
 def close(parts: Parts) -> None:
-    parts.checkpoints.close(5.0)
+    parts.checkpoints.close(PATIENT_S)
     parts.epoch_end.handshake.close()
-    parts.publisher.close(5.0)
+    parts.publisher.close(PATIENT_S)
 
 
 # Memory

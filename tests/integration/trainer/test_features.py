@@ -8,6 +8,7 @@ import pytest
 from esper_leyline.exitcodes import ExitCode
 
 from tests.support.trainers import PAUSED, Pod, Turns, same_bits
+from tests.support.waiting import PATIENT_S
 
 pytestmark = pytest.mark.timeout(240)
 STEP = 12
@@ -47,7 +48,7 @@ def test_interrupted_and_resumed_from_memory_it_ends_with_the_same_bits(tmp_path
     pod = pod_of(tmp_path / "interrupted", config)
     parts, state = pod.assemble()
     assert Turns(parts, state).run(STEP) is PAUSED
-    parts.checkpoints.close(5.0)
+    parts.checkpoints.close(PATIENT_S)
     parts.epoch_end.handshake.close()
     del parts, state
     seen = len(pod.losses())
@@ -69,7 +70,7 @@ def test_resumed_from_the_volume_it_ends_with_the_same_bits(tmp_path: Path, case
     pod = pod_of(tmp_path / "interrupted", CASES[case], checkpoint={"everySteps": 7, "memory": memory})
     parts, state = pod.assemble()
     assert Turns(parts, state).run(STEP) is PAUSED
-    parts.checkpoints.close(5.0)
+    parts.checkpoints.close(PATIENT_S)
     parts.epoch_end.handshake.close()
     del parts, state
     pod.trainer_start = 2

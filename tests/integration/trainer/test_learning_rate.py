@@ -16,6 +16,7 @@ from esper_runtime.tolaria.rebuild import Rebuilds
 from esper_runtime.tolaria.state import TrainState
 
 from tests.support.trainers import Pod, Turns, same_bits
+from tests.support.waiting import PATIENT_S
 
 STEPS_PER_EPOCH = 16
 
@@ -26,7 +27,7 @@ def pod(root: Path, **config: Any) -> Pod:
 
 def close(parts: Parts) -> None:
     parts.step.close()
-    parts.checkpoints.close(5.0)
+    parts.checkpoints.close(PATIENT_S)
     parts.epoch_end.handshake.close()
 
 

@@ -15,6 +15,7 @@ from esper_runtime.tolaria.publish import Publisher
 from esper_runtime.tolaria.record import read
 
 from tests.support.trainers import PAUSED, Pod, Turns
+from tests.support.waiting import PATIENT_S
 
 PATIENCE_S = 30.0
 
@@ -125,7 +126,7 @@ def test_a_restarted_trainer_goes_on_in_the_same_record(tmp_path: Path):
     parts, state = pod.assemble()
     assert Turns(parts, state).run(10) is PAUSED
     assert parts.publisher.close(PATIENCE_S)
-    parts.checkpoints.close(5.0)
+    parts.checkpoints.close(PATIENT_S)
     pod.trainer_start = 2
     assert pod.train().exit_code == 0
     found = lines(pod)

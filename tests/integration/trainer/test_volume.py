@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.trainers import PAUSED, Pod, Turns, same_bits
+from tests.support.waiting import PATIENT_S
 
 CONFIG = {"epochs": 4}
 CHECKPOINTS = {"everySteps": 4, "memory": {"everySteps": 5}}
@@ -50,7 +51,7 @@ class Trouble:
 
     def to_the_end(self) -> None:
         assert self._turns.run(10**9).exit_code == 0
-        self.parts.checkpoints.close(5.0)
+        self.parts.checkpoints.close(PATIENT_S)
 
 
 def undisturbed(tmp_path: Path) -> Pod:

@@ -12,6 +12,7 @@ from esper_runtime.tolaria import profiler as module
 from esper_runtime.tolaria.profiler import Profiler, TraceWriter, is_wanted
 
 from tests.support.trainers import UID, Pod
+from tests.support.waiting import PATIENT_S
 
 FIRST, ACTIVE = 4, 3
 RANGES = ("forward", "loss", "backward", "optimizer_step")
@@ -141,7 +142,7 @@ def test_a_failure_is_told_and_training_makes_the_same_steps(
 
     assert train(parts, state).exit_code == ExitCode.COMPLETE
     parts.step.close()
-    parts.checkpoints.close(5.0)
+    parts.checkpoints.close(PATIENT_S)
     parts.epoch_end.handshake.close()
     assert pod.losses() == plain.losses()
     assert state.step == 32
