@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, TextIO
 
 from esper_leyline import labels
+from esper_leyline.phases import Phase
 
 Resource = Mapping[str, Any]
 
@@ -237,7 +238,8 @@ def clock_time(timestamp: str | None) -> str:
 def _facts(status: Resource) -> list[str]:
     facts: list[str] = []
     if halt := status.get("halt"):
-        text = f"Halt: {halt['mode']} by {halt['source']}, {halt.get('acknowledged', 0)}/{halt.get('expected', 0)}"
+        head = "Halt" if status.get("phase") in (Phase.HALTING, Phase.HALTED) else "Last halt"
+        text = f"{head}: {halt['mode']} by {halt['source']}, {halt.get('acknowledged', 0)}/{halt.get('expected', 0)}"
         text += " acknowledged"
         if halt.get("milliseconds") is not None:
             text += f" in {halt['milliseconds']} ms"

@@ -13,6 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 from esper_leyline.events import Level, RunEvent
+from esper_leyline.exitcodes import ExitCode
+from esper_leyline.phases import RecoveryKind
+from esper_leyline.reasons import RunReason
 
 from esper_runtime.tolaria.record import SUPERVISOR
 
@@ -97,6 +100,10 @@ class Story:
     last_step: int = 0
     end: str = ""
     """The last word; empty while a trainer trains or when its container was killed."""
+    stopped: bool = False
+    """The last word is that of a trainer that left because it was told to: halted, suspended, drained."""
+    resumed: bool = False
+    """The present trainer follows such a one."""
     deaths: list[Death] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     backs: list[Back] = field(default_factory=list)
@@ -173,7 +180,7 @@ def _fold(story: Story, at: float, line: Line) -> None:
     if "from" in fields and "to" in fields:
         story.moves.append(_move(at, line))
     if event in _RECOVERIES:
-        story.backs.append(_back(line))
+        story.backs.append(_back(line, resumed=story.resumed))
     elif event == RunEvent.EPOCH:
         _add_epoch(story, line)
     elif event == RunEvent.METRICS:
@@ -186,8 +193,10 @@ def _fold(story: Story, at: float, line: Line) -> None:
         story.deaths.append(_death(line))
     elif event == RunEvent.STARTED:
         story.end = ""
+        story.resumed, story.stopped = story.stopped, False
     elif event == RunEvent.ENDED:
         story.end = f"{fields.get('reason', '')} ({fields.get('exitCode', '')}) {fields.get('message', '')}".strip()
+        story.stopped = fields.get("exitCode") in (ExitCode.HALTED, ExitCode.DRAINED)
 
 
 def _move(at: float, line: Line) -> Move:
@@ -209,12 +218,15 @@ def _with_durations(moves: list[Move], end: float) -> list[Move]:
     return [replace(move, seconds=until - move.at) for move, until in zip(moves, ends, strict=False)]
 
 
-def _back(line: Line) -> Back:
+def _back(line: Line, *, resumed: bool) -> Back:
+    """A trainer that begins an attempt cannot know whether anything was lost; the record of the one before tells."""
     fields = line["fields"]
+    kind, cause = fields.get("kind", ""), fields.get("cause", "")
+    lost_nothing = resumed and kind == RecoveryKind.NEW_ATTEMPT and cause == RunReason.POD_LOST
     return Back(
         time=line["time"],
-        kind=fields.get("kind", ""),
-        cause=fields.get("cause", ""),
+        kind=kind,
+        cause=RunReason.RESUMED if lost_nothing else cause,
         tier=fields.get("tier", ""),
         from_step=fields.get("fromStep", 0),
         to_step=fields.get("toStep", 0),

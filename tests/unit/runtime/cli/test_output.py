@@ -74,6 +74,12 @@ def test_documents_are_whole():
     assert show([FULL], Format.NAME) == "espertrainingrun.esper.dev/digits"
 
 
+def test_a_halt_that_is_over_is_told_as_the_last_one():
+    halt = {"mode": "Freeze", "source": "Broadcast", "acknowledged": 1, "expected": 1, "milliseconds": 12}
+    assert "\nHalt: Freeze by Broadcast" in describe(run(phase="Halting", halt=halt))
+    assert "Last halt: Freeze by Broadcast, 1/1 acknowledged in 12 ms" in describe(run(phase="Running", halt=halt))
+
+
 def test_a_description_says_what_matters():
     text = describe(
         run(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from esper_leyline.exitcodes import ExitCode
 from esper_runtime.cli.backend import BackendError
 from esper_runtime.cli.page import Scale, page
 from esper_runtime.cli.report import MAX_ROWS, find_record, text
@@ -98,6 +99,21 @@ def test_steps_that_stand_still_are_no_goodput():
     """Boundaries, checkpoints waited for, a freeze."""
     diary = Diary().add(0, "tolaria.trainer.started", 0).progress(10, 100).add(30, "tolaria.metrics", 100)
     assert story_of(diary.lines).goodput == pytest.approx(0.25)
+
+
+def new_attempt(diary: Diary, number: int, step: int) -> Diary:
+    diary.trainer(attempt=number, after=5).add(0, "tolaria.trainer.started", step)
+    fields = {"kind": "NewAttempt", "cause": "PodLost", "fromStep": step, "toStep": step}
+    return diary.add(1, "tolaria.recovery.completed", step, fields=fields)
+
+
+@pytest.mark.parametrize(("code", "cause"), [(ExitCode.HALTED, "Resumed"), (ExitCode.DRAINED, "Resumed"),
+                                             (ExitCode.HUNG, "PodLost")])  # fmt: skip
+def test_an_attempt_that_follows_a_stop_has_lost_no_pod(code: ExitCode, cause: str):
+    diary = Diary().add(0, "tolaria.trainer.started", 0).progress(10, 100)
+    new_attempt(diary.add(1, "tolaria.trainer.ended", 100, fields={"reason": "R", "exitCode": int(code)}), 2, 100)
+    new_attempt(diary.progress(10, 200), 3, 150)  # the second one was lost
+    assert [back.cause for back in story_of(diary.lines).backs] == [cause, "PodLost"]
 
 
 # The supervisor's lines
