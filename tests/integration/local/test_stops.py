@@ -124,6 +124,7 @@ def test_freeze_keeps_the_pod_and_resume_goes_on_in_it(laptop):
     assert here.esper("halt", "paced", "--mode", "Freeze").returncode == 0
     frozen = here.step()
     assert here.trainer() == trainer
+    here.until(lambda: "Halted: `esper resume paced` in another terminal goes on" in here.said(), "the hint")
     listed = here.esper("list").stdout
     assert "Halted" in listed
     assert here.esper("resume", "paced").returncode == 0
@@ -152,9 +153,11 @@ def test_suspend_releases_the_pod_and_resume_goes_on(laptop):
     assert here.esper("suspend", "paced").returncode == 0
     assert here.status()["phase"] == "Suspended"
     here.until(lambda: here.processes() == {}, "the end of the pod")
+    here.until(lambda: "Suspended: `esper resume paced` in another terminal goes on" in here.said(), "the hint")
     saved = here.status()["checkpoint"]["latestVerifiedStep"]
     assert here.esper("resume", "paced").returncode == 0
     here.until_step(saved + 10)
+    assert here.said().count("in another terminal") == 1
     assert process.poll() is None
     assert here.status()["lastRecovery"]["toStep"] == saved
 

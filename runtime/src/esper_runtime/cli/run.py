@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper_leyline.exitcodes import CliExit
-from esper_leyline.phases import ConditionType, Phase
+from esper_leyline.phases import ConditionType, EmergencyStop, Phase
 
 from esper_runtime.cli.export import opened_first
 from esper_runtime.cli.live import View, view
 from esper_runtime.cli.local_backend import export_directory
-from esper_runtime.cli.output import Format, describe, find, say, show, width_of
+from esper_runtime.cli.output import Format, Resource, describe, find, say, show, width_of
 from esper_runtime.local.manifest import load
 from esper_runtime.local.prepare import Prepared, checked, prepare, prepare_stored
 from esper_runtime.local.state import StateDir
@@ -83,7 +83,8 @@ def _run(
     else:
         _announce(state, prepared)
         with view(sys.stderr, known=find(prepared.resource, "status", "history") or ()) as shown:
-            code = _drive(state, prepared, shown, redis=redis, stay_halted=stay_halted)
+            hints = Hints(shown.note, f"esper resume {name}{options}")
+            code = _drive(state, prepared, shown, hints, redis=redis, stay_halted=stay_halted)
         _conclude(state, code, options)
     if output is not None:
         print(show([state.read()], output, single=True), flush=True)
@@ -109,11 +110,35 @@ def _beginning(prepared: Prepared) -> str:
     return f"resuming from step {step}" if at_rest and step is not None else "resuming"
 
 
-def _drive(state: StateDir, prepared: Prepared, shown: View, *, redis: bool, stay_halted: bool) -> CliExit:
+class Hints:
+    """Tells who waits at this terminal how a run goes on that somebody has stopped, and that keeps this command."""
+
+    def __init__(self, say: Callable[[str], None], resume: str) -> None:
+        """`resume` is the command."""
+        self._say = say
+        self._resume = resume
+        self._phase: str | None = None
+
+    def update(self, resource: Resource) -> None:
+        before, self._phase = self._phase, find(resource, "status", "phase")
+        spec = resource["spec"]
+        suspended = self._phase == Phase.SUSPENDED and spec.get("suspend")  # and not by Ctrl-C here
+        frozen = self._phase == Phase.HALTED and spec.get("emergencyStop") == EmergencyStop.FREEZE
+        if self._phase != before and (suspended or frozen):
+            self._say(f"{self._phase}: `{self._resume}` in another terminal goes on, Ctrl-C ends this command")
+
+
+def _drive(
+    state: StateDir, prepared: Prepared, shown: View, hints: Hints, *, redis: bool, stay_halted: bool
+) -> CliExit:
     # Imported here: it brings the operator's core, aiohttp and the event loop's machinery.
     from esper_runtime.local.session import STOP_SIGNALS, Options, drive
 
-    options = Options(redis=redis, stay_halted=stay_halted, say=shown.note, on_change=shown.update)
+    def changed(resource: Resource) -> None:
+        shown.update(resource)
+        hints.update(resource)
+
+    options = Options(redis=redis, stay_halted=stay_halted, say=shown.note, on_change=changed)
     code = asyncio.run(drive(state, prepared, options))
     for number in STOP_SIGNALS:  # it has stopped; what is left is to say how it ended
         signal.signal(number, signal.SIG_IGN)
