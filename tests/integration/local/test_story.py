@@ -51,6 +51,8 @@ def test_a_run_survives_a_nan_and_brings_home_a_good_model(laptop, tmp_path):
     assert measured == pytest.approx(described["metrics"]["validation_accuracy"], abs=1e-4)
     complete = here.condition("Complete")["message"]
     assert f"step {described['step']}: " in complete
+    last = here.status()["progress"]["step"]
+    assert described["step"] == last or f"trained to step {last}, the best model is of step" in complete
     assert f"validation_accuracy {measured:.4f}" in complete
     assert complete in here.said(0)
     anew(here)

@@ -63,7 +63,7 @@ class Finish:
         return Outcome(
             exit_code=ExitCode.COMPLETE,
             reason=RunReason.COMPLETE,
-            message=f"step {best_step}: {stated}",
+            message=f"{_which(best_step, state.step)}: {stated}",
             saved_step=saved,
         )
 
@@ -102,6 +102,11 @@ class Finish:
         self.events.completion(completion)
         message = ", ".join(f"{name} {value:.4f}" for name, value in final.items())
         self.events.transition(pb.RUNTIME_PHASE_SUCCEEDED, reason=RunReason.COMPLETE, message=message, step=state.step)
+
+
+def _which(exported: int, last: int) -> str:
+    """The step whose model is exported, with its reason where it is not the last."""
+    return f"step {last}" if exported == last else f"trained to step {last}, the best model is of step {exported}"
 
 
 def goals_missed(goals: Mapping[str, Goal], reached: Mapping[str, float]) -> Iterator[str]:
