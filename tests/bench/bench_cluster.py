@@ -1,6 +1,6 @@
 """On a real cluster, kubelet and all: P14 of the goals, halts with and without Redis, and what Esper takes of it.
 
-.venv/bin/python tests/bench/bench_cluster.py [--rounds 20] [--runs 20] [--only apply,trainer,halt,orders]
+.venv/bin/python tests/bench/bench_cluster.py [--rounds 20] [--runs 20] [--pause-ms 20] [--only apply,halt,orders]
 
 Uses the cluster and the images of the e2e tests (tests/e2e/cluster.py says which) and leaves both as they were. Every
 instant is taken on this machine's clock: where something is killed, by the process that kills it, right before; where
@@ -8,8 +8,10 @@ the API server shows something, on arrival of the watch event. A node on another
 
 "orders" is a person's order to stop (P9, the way through the API server): from sending the request, a patch of
 spec.emergencyStop or a broadcast by ConfigMap esper-emergency, to a status in which every process of every pod has
-answered; for one run, and for --runs at once. Those are small and pause 20 ms in each step, since otherwise the node's
-cores would be measured; all the same each takes a tenth of a core. Two cores carry about eight, and twenty drown them.
+answered; for one run, and for --runs at once. Those are small and pause in each step, since otherwise the node's cores
+would be measured; with 20 ms each still takes a tenth of a core, of which two carry about eight. A longer pause leaves
+room for more, and its half comes on top of every time. By what their sidecars request, a node of two cores takes
+eleven; twenty fit on two nodes (a kind cluster with a worker, given as KUBECONFIG, and ESPER_E2E_IMAGE_TAG).
 """
 
 import argparse
@@ -210,8 +212,10 @@ TINY = {
 """No room for a spare."""
 LABEL = "esper-bench"
 BROADCAST = "esper-emergency"
-FIT_S = 600.0
-"""Each imports PyTorch, and all share the cores."""
+EPOCH_STEPS = 100
+START_S = 60.0
+FIT_S = 300.0
+"""For those that did not train within START_S."""
 Order = Callable[["Orders"], dict[str, float]]
 """Says when the request about each run was sent."""
 Lift = Callable[["Orders"], object]
@@ -220,24 +224,28 @@ Lift = Callable[["Orders"], object]
 class Orders:
     """So many runs, and the two ways to stop them all and let them go again."""
 
-    def __init__(self, bench: Bench, count: int) -> None:
+    def __init__(self, bench: Bench, count: int, pause_s: float) -> None:
         self._bench = bench
         api: Any = config.new_client_from_config(str(bench.cluster.kubeconfig))  # type: ignore[no-untyped-call]
         self._custom, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
         names = [f"order-{number}-of-{count}" for number in range(count)]
-        self._start(names)
+        self._start(names, pause_s)
         self.runs = self._fitting(names)
 
-    def _start(self, names: list[str]) -> None:
+    def _start(self, names: list[str], pause_s: float) -> None:
+        """One after the other: each imports PyTorch, and all share the cores."""
         kubectl = self._bench.cluster.kubectl
         made = kubectl(
             *("-n", NAMESPACE, "create", "configmap", PACED_CODE, f"--from-file=paced.py={PACED}"),
             *("--dry-run=client", "-o", "yaml"),
         )
         kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=made)
-        runtime = {"entrypoint": "paced:build", "codeConfigMapName": PACED_CODE, "config": {"epochs": 100_000}}
+        paced = {"epochs": 100_000, "pause_s": pause_s, "steps_per_epoch": EPOCH_STEPS}
+        runtime = {"entrypoint": "paced:build", "codeConfigMapName": PACED_CODE, "config": paced}
         for name in names:
-            self._bench.start(name, runtime=runtime, workers=TINY)
+            run = self._bench.start(name, runtime=runtime, workers=TINY)
+            with contextlib.suppress(kit.Failed):  # looked at again when all have been started
+                run.wait_phase("Running", timeout_s=START_S)
         kubectl("-n", NAMESPACE, "label", "etr", "--all", f"bench={LABEL}", "--overwrite")
 
     def _fitting(self, names: list[str]) -> list[str]:
@@ -303,10 +311,12 @@ def _answered(status: Status) -> bool:
     return status.get("phase") == "Halted" and halt.get("acknowledged", 0) >= 1 and not halt.get("missing")
 
 
-def orders(bench: Bench, rounds: int, runs: int) -> None:
+def orders(bench: Bench, rounds: int, runs: int, pause_s: float) -> None:
     for count in sorted({1, runs}):
-        group = Orders(bench, count)
+        group = Orders(bench, count, pause_s)
         size = len(group.runs)
+        time.sleep(SETTLE_S)
+        print(f"{size} run(s), {pause_s * 1e3:.0f} ms a step, load {os.getloadavg()[0]:.1f}", flush=True)
         for title, order, lift in (
             ("patch", Orders.patch_all, Orders.lift_all),
             ("broadcast", Orders.broadcast, Orders.lift_broadcast),
@@ -371,6 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--runs", type=int, default=20, help="of the orders to many")
+    parser.add_argument("--pause-ms", type=float, default=20.0, help="in each of their steps")
     parser.add_argument("--only", default=",".join([*PARTS, ORDERS]), help="parts, separated by commas")
     arguments = parser.parse_args()
     commit = kit.command("git", "rev-parse", "--short", "HEAD").strip()
@@ -378,7 +389,7 @@ def main() -> None:
     with prepared() as bench:
         for part in arguments.only.split(","):
             if part == ORDERS:
-                orders(bench, arguments.rounds, arguments.runs)
+                orders(bench, arguments.rounds, arguments.runs, arguments.pause_ms / 1e3)
                 continue
             name, goal, measure = PARTS[part]
             report(name, goal, measure(bench, arguments.rounds))
