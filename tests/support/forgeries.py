@@ -13,6 +13,8 @@ from esper_leyline.v1.bus_pb2 import BusEnvelope
 from esper_leyline.v1.common_pb2 import BusMessageType
 from google.protobuf.message import DecodeError
 
+from tests.support.streams import hang_up
+
 STRANGER = b"z" * 32
 OTHER_RUN = "22222222-6f0c-4c7f-9a51-0d1f1b5c8e11"
 
@@ -129,6 +131,7 @@ class Liar:
         self.asked = 0
         """Questions since the lie changed."""
         self.url = ""
+        self._served: set[asyncio.Task[None]] = set()
 
     def tell(self, lie: str) -> None:
         self._tells, self.asked = lie, 0
@@ -136,6 +139,16 @@ class Liar:
         self._changed = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._served.add(task)
+        task.add_done_callback(self._served.discard)
+
+    async def close(self) -> None:
+        """Hangs up, and leaves no connection behind."""
+        self.tell("nothing")
+        await asyncio.gather(*self._served, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ended = asyncio.create_task(self._changed.wait())
         answering = asyncio.create_task(self._answer(reader, writer))
         try:
@@ -144,7 +157,7 @@ class Liar:
             for task in (ended, answering):
                 task.cancel()
             await asyncio.gather(ended, answering, return_exceptions=True)
-            writer.close()
+            await hang_up(writer)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(65536):
@@ -162,6 +175,5 @@ async def lying() -> AsyncIterator[Liar]:
     try:
         yield liar
     finally:
-        liar.tell("nothing")
         server.close()
-        await asyncio.sleep(0)
+        await liar.close()

@@ -11,6 +11,8 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
+from tests.support.streams import hang_up
+
 _CHUNK = 65536
 
 
@@ -64,9 +66,9 @@ class Forwarder:
                             way.cancel()
                         await asyncio.gather(*ways, return_exceptions=True)
                 finally:
-                    far_writer.close()
+                    await hang_up(far_writer)
         finally:
-            writer.close()
+            await hang_up(writer)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
